@@ -1,0 +1,5 @@
+"""`python -m stacklab` is `stacklab`."""
+
+from stacklab.cli.main import main
+
+main()
