@@ -1,0 +1,75 @@
+"""The packages of a layer, installed in a chroot of an image: natively, offline from the cache, nothing started."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stacklab.files import remove_tree
+from stacklab.home import data_dir
+from stacklab.images.command import run_logged
+from stacklab.images.store import Image, Store
+
+REVISION = 1  # raise it when what is done below, or in templates/images/install-packages, changes
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """What is kept of the mirror: packages and apt's lists. online: whether more may be fetched."""
+
+    folder: Path
+    online: bool = True
+
+    @property
+    def archives(self) -> Path:
+        """Downloaded packages."""
+        return self.folder / "archives"
+
+    @property
+    def base(self) -> Path:
+        """Downloaded packages of base images."""
+        return self.folder / "base"
+
+    @property
+    def lists(self) -> Path:
+        """apt's lists of what the mirror has."""
+        return self.folder / "lists"
+
+
+def packages_inputs(base: Image, packages: Sequence[str]) -> dict[str, Any]:
+    """All that the image of `packages` on `base` is made of."""
+    return {"revision": REVISION, "base": base.key, "packages": sorted(packages)}
+
+
+def ensure_packages(store: Store, base: Image, packages: Sequence[str], downloads: Downloads, log: Path) -> Image:
+    """The image of `packages` on `base`, built when the store has none (about a minute for layer 1).
+
+    Raises StepFailed with the end of what apt said.
+    """
+
+    def build(folder: Path) -> None:
+        parts = {name: folder / name for name in ("tree", "work", "root")}
+        for part in parts.values():
+            part.mkdir()
+        # `volatile`: dpkg's many fsyncs cost nothing; a build that is cut off is thrown away anyway.
+        options = f"volatile,lowerdir={base.tree},upperdir={parts['tree']},workdir={parts['work']}"
+        mount = f'mount -t overlay -o "{options}" overlay "{parts["root"]}" && exec "$@"'
+        install = install_command(parts["root"], packages, downloads)
+        run_logged(
+            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", mount, "sh", *install],
+            log,
+            "installing the packages",
+        )
+        for name in ("work", "root"):
+            remove_tree(parts[name])
+
+    return store.ensure("packages", packages_inputs(base, packages), build, parent=base)
+
+
+def install_command(root: Path, packages: Sequence[str], downloads: Downloads) -> list[str]:
+    """The command that installs `packages` below `root`; to be run in a private mount namespace."""
+    downloads.archives.mkdir(parents=True, exist_ok=True)
+    downloads.lists.mkdir(parents=True, exist_ok=True)
+    script = data_dir() / "templates" / "images" / "install-packages"
+    online = "yes" if downloads.online else "no"
+    return ["sh", str(script), str(root), str(downloads.archives), str(downloads.lists), online, *sorted(packages)]

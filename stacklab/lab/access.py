@@ -1,0 +1,84 @@
+"""Reaching the nodes of a lab: its SSH key, the host keys of its nodes, and what makes a node its own."""
+
+import secrets
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stacklab.errors import StepFailed
+from stacklab.files import write_atomically
+from stacklab.provide.provider import Node, NodeFile
+
+if TYPE_CHECKING:
+    from stacklab.lab.lab import Lab
+
+BOOT_SECONDS = 120.0
+
+
+def ssh_options(lab: "Lab") -> list[str]:
+    """The options of ssh(1) for the nodes of a lab: only its key, only the host keys that it made."""
+    folder = lab.folder / "ssh"
+    return [
+        "-F/dev/null",
+        f"-oIdentityFile={folder / 'key'}",
+        "-oIdentitiesOnly=yes",
+        f"-oUserKnownHostsFile={folder / 'known_hosts'}",
+        "-oStrictHostKeyChecking=yes",
+        "-oBatchMode=yes",
+        "-oLogLevel=ERROR",
+    ]
+
+
+def ensure_keys(lab: "Lab", nodes: tuple[Node, ...]) -> None:
+    """Make the lab's key pair and a host key for each node, where they are not there yet."""
+    folder = lab.folder / "ssh"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in ("key", *(f"host-{node.name}" for node in nodes)):
+        if not (folder / name).exists():
+            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"stacklab {lab.name}", "-f", str(folder / name)]
+            subprocess.run(argv, check=True)
+    known = [f"{node.address} {_public(folder / f'host-{node.name}')}\n" for node in nodes]
+    write_atomically(folder / "known_hosts", "".join(known), mode=0o600)
+
+
+def identity_files(lab: "Lab", node: Node) -> dict[str, NodeFile]:
+    """What makes a copy of the base image this node of this lab."""
+    folder = lab.folder / "ssh"
+    hosts = "".join(f"{other.address} {other.name}\n" for other in lab.settings.nodes)
+    return {
+        "/etc/hostname": NodeFile(f"{node.name}\n"),
+        "/etc/hosts": NodeFile(f"127.0.0.1 localhost\n::1 localhost\n{hosts}"),
+        "/etc/machine-id": NodeFile(f"{secrets.token_hex(16)}\n", 0o444),
+        "/etc/ssh/ssh_host_ed25519_key": NodeFile((folder / f"host-{node.name}").read_text(), 0o600),
+        "/etc/ssh/ssh_host_ed25519_key.pub": NodeFile((folder / f"host-{node.name}.pub").read_text()),
+        "/etc/ssh/sshd_config.d/stacklab.conf": NodeFile("PasswordAuthentication no\nUseDNS no\n"),
+        "/root/.ssh/authorized_keys": NodeFile((folder / "key.pub").read_text(), 0o600),
+    }
+
+
+def wait_for_ssh(lab: "Lab", node: Node) -> None:
+    """Wait until the node's SSH server greets. Raises StepFailed after 120 s, or when the node is gone."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    with lab.namespace.network():
+        while not _greets(node.address):
+            if time.monotonic() > deadline:
+                raise StepFailed(
+                    f"node '{node.name}' does not answer SSH after {BOOT_SECONDS:.0f} s",
+                    hint=f"stacklab doctor, and the console log in {lab.folder / 'libvirt' / 'log'}",
+                )
+            time.sleep(0.05)
+
+
+def _greets(address: str) -> bool:
+    try:
+        with socket.create_connection((address, 22), timeout=1.0) as connection:
+            connection.settimeout(5.0)
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _public(key: Path) -> str:
+    return " ".join(key.with_suffix(".pub").read_text().split()[:2])

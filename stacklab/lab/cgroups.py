@@ -1,0 +1,101 @@
+"""The control groups of a lab: one per hierarchy, so that all that a lab creates lies below them.
+
+Three kinds of host are met. cgroup v2 has one hierarchy; v1 has one per controller; a hybrid has v1 controllers and
+an empty v2 tree beside them. A lab's group is `stacklab/NAME` below the root of each.
+"""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PARENT = "stacklab"
+REMOVAL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """One mounted hierarchy: its v1 controllers (`cpu,cpuacct`, `name=systemd`), or "" for v2; and its mount point."""
+
+    controllers: str
+    mount_point: Path
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether this is the unified hierarchy."""
+        return self.controllers == ""
+
+
+def hierarchies(mountinfo: str | None = None) -> list[Hierarchy]:
+    """The hierarchies mounted on this machine, read from /proc/self/mountinfo (or its text, as given)."""
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    found: dict[str, Hierarchy] = {}
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        mount_point = Path(before.split()[4])
+        kind, _, options = after.split(" ", 2)
+        if kind == "cgroup2":
+            found.setdefault("", Hierarchy("", mount_point))
+        elif kind == "cgroup":
+            controllers = ",".join(
+                option
+                for option in options.split(",")
+                if option not in ("rw", "ro", "xattr", "noprefix", "clone_children")
+                and not option.startswith("release_agent")
+            )
+            found.setdefault(controllers, Hierarchy(controllers, mount_point))
+    return list(found.values())
+
+
+def is_unified(present: list[Hierarchy]) -> bool:
+    """Whether the machine runs on cgroup v2 alone."""
+    return all(hierarchy.is_v2 for hierarchy in present)
+
+
+def join(name: str, pid: int) -> None:
+    """Make the groups of the lab `name` in every hierarchy and move the process `pid` into them.
+
+    Raises OSError where the machine does not let it.
+    """
+    for hierarchy in hierarchies():
+        group = hierarchy.mount_point / PARENT / name
+        group.mkdir(parents=True, exist_ok=True)
+        if "cpuset" in hierarchy.controllers.split(","):
+            _inherit_cpuset(hierarchy.mount_point, group)
+        if hierarchy.is_v2:
+            _delegate(hierarchy.mount_point)
+        (group / "cgroup.procs").write_text(str(pid))
+
+
+def _inherit_cpuset(top: Path, group: Path) -> None:
+    """A new v1 cpuset has no CPU and takes no process until it is given some."""
+    for folder in (group.parent, group):
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            if not (folder / file).read_text().strip():
+                (folder / file).write_text((top / file).read_text())
+
+
+def _delegate(top: Path) -> None:
+    """On v2 a group has only the controllers that each group above it hands down."""
+    for folder in (top, top / PARENT):
+        for name in (folder / "cgroup.controllers").read_text().split():
+            with contextlib.suppress(OSError):  # busy with v1, or not to be delegated
+                (folder / "cgroup.subtree_control").write_text(f"+{name}")
+
+
+def remove(name: str) -> None:
+    """Remove the groups of the lab `name`, deepest first; its processes are gone, but the kernel may need a moment."""
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    for hierarchy in hierarchies():
+        parent = hierarchy.mount_point / PARENT
+        group = parent / name
+        while group.is_dir() and time.monotonic() < deadline:
+            for folder in sorted(group.rglob("*/"), key=lambda path: len(path.parts), reverse=True):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            if group.is_dir():
+                time.sleep(0.02)
+        with contextlib.suppress(OSError):  # not ours to remove while another lab is below it
+            parent.rmdir()

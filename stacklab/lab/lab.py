@@ -1,0 +1,234 @@
+"""A lab on this machine: one folder that holds everything of it.
+
+    lab.yaml       what it is built from, and the layer that it stands on
+    journal.db     its events
+    secrets.yaml   its passwords            ssh/     its key, and the host keys of its nodes
+    nodes/         the disks of its nodes   rendered/ what was rendered and run, by layer
+    run/ libvirt/  what its libvirtd keeps  images.log, ansible/   what tools printed
+"""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from stacklab import lock
+from stacklab.errors import UsageError
+from stacklab.files import remove_tree, write_atomically
+from stacklab.home import Home
+from stacklab.journal import Journal
+from stacklab.lab.namespace import Namespace
+from stacklab.model.topology import Topology
+from stacklab.provide.provider import Node, NodeState, Provider
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+NAME_WORDS = "a letter, then up to 30 of a-z, 0-9 and -"
+
+
+class LabSettings(BaseModel):
+    """What a lab is built from; written when it is made, and read by every later command."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    profile: str
+    release: str
+    topology: str
+    node_kind: str
+    layer: int = 0
+    """The highest layer that passed its checks; 0 before the first."""
+    with_services: tuple[str, ...] = ()
+    without_services: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    services: tuple[str, ...] = ()
+    """The services that are up, in the order in which they came."""
+
+
+@dataclass(frozen=True)
+class LabStatus:
+    """A lab at a glance."""
+
+    name: str
+    running: bool
+    settings: LabSettings
+    nodes: dict[str, NodeState] = field(default_factory=dict)
+
+
+class Lab:
+    """One lab, by the name of its folder. Making the object touches nothing."""
+
+    def __init__(self, home: Home, name: str) -> None:
+        """Raises UsageError for a name that no lab can have."""
+        if not NAME.fullmatch(name):
+            raise UsageError(f"'{name}' cannot be the name of a lab: {NAME_WORDS}")
+        self.home = home
+        self.name = name
+        self.folder = home.labs / name
+        self.namespace = Namespace(self.folder, name)
+
+    @classmethod
+    def open(cls, home: Home, name: str) -> "Lab":
+        """The lab of that name. Raises UsageError where there is none."""
+        lab = cls(home, name)
+        if not lab.exists:
+            others = ", ".join(other.name for other in cls.all(home))
+            raise UsageError(
+                f"there is no lab '{name}'" + (f"; there is: {others}" if others else ""),
+                hint=f"stacklab up --layer 1 --lab {name}",
+            )
+        return lab
+
+    @classmethod
+    def all(cls, home: Home) -> list["Lab"]:
+        """Every lab of this machine, by name."""
+        return [cls(home, file.parent.name) for file in sorted(home.labs.glob("*/lab.yaml"))]
+
+    @property
+    def exists(self) -> bool:
+        """Whether it has been made."""
+        return (self.folder / "lab.yaml").exists()
+
+    @property
+    def settings(self) -> LabSettings:
+        """What it is built from, as last written."""
+        return LabSettings.model_validate(yaml.safe_load((self.folder / "lab.yaml").read_text()))
+
+    def save(self, settings: LabSettings) -> None:
+        """Write the settings; this is what makes a lab exist."""
+        text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+        write_atomically(self.folder / "lab.yaml", text, mode=0o600)
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Its events."""
+        return Journal(self.folder / "journal.db", lab=self.name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other stacklab commands from changing the lab meanwhile. Raises LabBusy, with who has it."""
+        with lock.hold(self.home.state / "locks" / self.name, f"lab '{self.name}'"):
+            yield
+
+    @cached_property
+    def provider(self) -> Provider:
+        """The provider of its nodes."""
+        from stacklab.provide.lxc import LxcProvider
+
+        return LxcProvider(self.namespace, self.folder / "nodes")
+
+    def node(self, name: str) -> Node:
+        """The node of that name. Raises UsageError where there is none."""
+        nodes = {node.name: node for node in self.settings.nodes}
+        if name not in nodes:
+            raise UsageError(f"lab '{self.name}' has no node '{name}'; it has: {', '.join(nodes)}")
+        return nodes[name]
+
+    @property
+    def controller(self) -> Node:
+        """The first node with the role controller."""
+        return next(node for node in self.settings.nodes if "controller" in node.roles)
+
+    def status(self) -> LabStatus:
+        """What is there and what runs."""
+        settings = self.settings
+        nodes = {node.name: self.provider.state(node) for node in settings.nodes}
+        return LabStatus(self.name, self.namespace.pid() is not None, settings, nodes)
+
+    def start(self) -> None:
+        """Start the lab's namespaces and nodes; what runs already is left alone. SSH answers at the end."""
+        from stacklab.lab.access import wait_for_ssh
+
+        if self.namespace.pid() is None:
+            with self.journal.step("namespaces", self.name):
+                self.namespace.start()
+        for node in self.settings.nodes:
+            if self.provider.state(node) is NodeState.STOPPED:
+                with self.journal.step("node", node.name):
+                    self.provider.start(node)
+                    wait_for_ssh(self, node)
+                self.journal.record("stacklab.node.started", node.name)
+
+    def stop(self) -> None:
+        """Shut the nodes down in order, then end the lab's processes. Its disks stay."""
+        if self.namespace.pid() is not None:
+            for node in reversed(self.settings.nodes):
+                if self.provider.state(node) is NodeState.RUNNING:
+                    self.provider.stop(node)
+                    self.journal.record("stacklab.node.stopped", node.name)
+        self.namespace.stop()
+
+    def destroy(self) -> None:
+        """End everything of the lab by force and remove its folder."""
+        self.namespace.stop()
+        self.journal.close()
+        remove_tree(self.folder)
+        for folder in (self.home.labs, self.home.state / "locks", self.home.state):
+            (self.home.state / "locks" / self.name).unlink(missing_ok=True)
+            try:
+                folder.rmdir()
+            except OSError:
+                break
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give an OpenStack client the cloud's administrator."""
+        secrets = yaml.safe_load((self.folder / "secrets.yaml").read_text())
+        return {
+            "OS_AUTH_URL": f"http://{self.controller.address}:5000/v3",
+            "OS_USERNAME": "admin",
+            "OS_PASSWORD": secrets["keystone"]["admin"],
+            "OS_PROJECT_NAME": "admin",
+            "OS_USER_DOMAIN_ID": "default",
+            "OS_PROJECT_DOMAIN_ID": "default",
+            "OS_REGION_NAME": "RegionOne",
+            "OS_IDENTITY_API_VERSION": "3",
+        }
+
+    def enter_command(self, argv: Sequence[str]) -> list[str]:
+        """The command line that runs `argv` in the lab's network. Raises StepFailed when the lab is down."""
+        return self.namespace.enter_command(argv, network_only=True)
+
+    def ssh_command(self, node: str, argv: Sequence[str] = ()) -> list[str]:
+        """The command line that logs in to the node as root, or runs `argv` there."""
+        from stacklab.lab.access import ssh_options
+
+        remote = [shlex.join(argv)] if argv else []
+        return self.enter_command(["ssh", *ssh_options(self), f"root@{self.node(node).address}", *remote])
+
+    def logs_command(self, units: Sequence[str], *, follow: bool = False, node: str = "") -> list[str]:
+        """The command line that shows the journals of systemd units on a node, by default the controller."""
+        selection = [f"--unit={unit}" for unit in units]
+        mode = ["--follow"] if follow else ["--no-pager", "--lines=200"]
+        return self.ssh_command(node or self.controller.name, ["journalctl", *selection, *mode])
+
+    def run_on(self, node: str, argv: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        """Run a command on a node and return what came of it, whatever its exit code."""
+        return subprocess.run(self.ssh_command(node, argv), capture_output=True, text=True, check=False)
+
+
+def nodes_of(topology: Topology) -> tuple[Node, ...]:
+    """The machines that a topology asks for, with their addresses."""
+    addresses = topology.addresses()
+    return tuple(
+        Node(node.name, addresses[node.name], tuple(node.roles), node.memory, node.cpus) for node in topology.nodes
+    )
+
+
+def summary(status: LabStatus) -> dict[str, Any]:
+    """A lab's status as plain values, for `--output json`."""
+    return {
+        "name": status.name,
+        "running": status.running,
+        **status.settings.model_dump(mode="json", exclude={"nodes"}),
+        "nodes": [
+            {"name": node.name, "address": node.address, "roles": list(node.roles), "state": status.nodes[node.name]}
+            for node in status.settings.nodes
+        ],
+    }

@@ -1,0 +1,196 @@
+"""The namespaces of a lab: started as one process tree, entered, and ended at once.
+
+A lab's first process (`init.py`) is process 1 of its own PID namespace, so killing it kills everything in the lab, and
+with the last process the mounts and the network of the lab are gone too. Nothing has to be tracked to be cleaned up.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stacklab.errors import HostUnfit, StepFailed
+from stacklab.lab import cgroups
+from stacklab.lab import init as lab_init
+
+_CLONE_NEWCGROUP = 0x02000000
+_CLONE_NEWNET = 0x40000000
+_CLONE_NEW = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | _CLONE_NEWNET | _CLONE_NEWCGROUP
+_LIBC = ctypes.CDLL(None, use_errno=True)
+STOP_SECONDS = 15.0
+
+LIBVIRT_CONFIG = {
+    "libvirtd.conf": 'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_rw_perms = "0700"\n',
+    "lxc.conf": 'security_driver = "none"\n',
+    "qemu.conf": 'security_driver = "none"\nstdio_handler = "file"\nuser = "root"\ngroup = "root"\nnamespaces = []\n',
+}
+
+
+def _call(name: str, *arguments: int) -> None:
+    if getattr(_LIBC, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def _start_time(pid: int) -> str:
+    """When the process started, in clock ticks since boot (proc(5), field 22): tells it from a later one of that id."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+class Namespace:
+    """The namespaces of one lab, identified by its folder.
+
+    folder: the lab's folder, on a filesystem that can hold overlay directories. name: names its control groups.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+        self._record = folder / "init.json"
+
+    @property
+    def libvirt_socket(self) -> Path:
+        """The private libvirtd's socket, as the machine sees it."""
+        return self.folder / "run" / "libvirt" / "libvirt-sock"
+
+    def pid(self) -> int | None:
+        """The id of the lab's first process as the machine sees it, or None when the lab is down."""
+        try:
+            record = json.loads(self._record.read_text())
+            pid = int(record["pid"])
+            alive = _start_time(pid) == record["started"] and record["boot"] == _boot_id()
+        except (OSError, ValueError, KeyError):
+            return None
+        return pid if alive else None
+
+    def start(self) -> None:
+        """Start the namespaces and wait until libvirtd answers; nothing happens when they are up.
+
+        Raises HostUnfit when the machine refuses one of them.
+        """
+        if self.pid() is not None:
+            return
+        self._prepare_folder()
+        parent_end, child_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(parent_end)
+            self._become_init(child_end)
+        os.close(child_end)
+        with os.fdopen(parent_end) as pipe:
+            pid, *said = pipe.read().split("\n", 1)
+        os.waitpid(child, 0)
+        if said != ["ready"]:
+            cgroups.remove(self.name)
+            raise HostUnfit(
+                f"the namespaces of the lab could not be made: {' '.join(said) or pid or 'no answer'}",
+                hint="stacklab doctor",
+            )
+        record = {"pid": int(pid), "started": _start_time(int(pid)), "boot": _boot_id()}
+        self._record.write_text(json.dumps(record))
+        self._wait_for_libvirtd()
+
+    def stop(self) -> None:
+        """End every process of the lab, its mounts and its network, and remove its control groups."""
+        pid = self.pid()
+        if pid is not None:
+            handle = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                _wait_until_gone(handle)
+            finally:
+                os.close(handle)
+        cgroups.remove(self.name)
+        self._record.unlink(missing_ok=True)
+
+    def enter_command(self, argv: Sequence[str], *, network_only: bool = False) -> list[str]:
+        """The command line that runs `argv` inside the lab: its network alone, or its mounts and processes too.
+
+        Raises StepFailed when the lab is down.
+        """
+        scope = ["--net"] if network_only else ["--net", "--mount", "--pid", "--cgroup", "--ipc", "--uts"]
+        return ["nsenter", f"--target={self._running_pid()}", *scope, "--", *argv]
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"") -> str:
+        """Run a command inside the lab and return what it printed. Raises StepFailed with its output."""
+        done = subprocess.run(self.enter_command(argv), input=stdin, capture_output=True, check=False)
+        if done.returncode != 0:
+            raise StepFailed(f"`{argv[0]}` failed in the lab", detail=(done.stdout + done.stderr).decode(errors="replace"))
+        return done.stdout.decode()
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[None]:
+        """Have the calling thread, and the threads and processes that it starts, use the lab's network meanwhile."""
+        with open("/proc/thread-self/ns/net") as before, open(f"/proc/{self._running_pid()}/ns/net") as inside:
+            _call("setns", inside.fileno(), _CLONE_NEWNET)
+            try:
+                yield
+            finally:
+                _call("setns", before.fileno(), _CLONE_NEWNET)
+
+    def _running_pid(self) -> int:
+        pid = self.pid()
+        if pid is None:
+            raise StepFailed(f"lab '{self.name}' is not running", hint=f"stacklab start --lab {self.name}")
+        return pid
+
+    def _prepare_folder(self) -> None:
+        """/run starts empty, as after a boot; libvirt's own state stays."""
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        for source in lab_init.BINDS:
+            (self.folder / source).mkdir(parents=True, exist_ok=True)
+        (self.folder / "libvirt" / "lib" / "dnsmasq").mkdir(exist_ok=True)
+        for file, text in LIBVIRT_CONFIG.items():
+            (self.folder / "libvirt" / "etc" / file).write_text(text)
+
+    def _become_init(self, ready: int) -> None:
+        """In the forked child: leave everything of the caller behind and become the lab's first process."""
+        try:
+            os.setsid()
+            cgroups.join(self.name, os.getpid())
+            _call("unshare", _CLONE_NEW)
+            pid = os.fork()
+            if pid != 0:
+                os.write(ready, f"{pid}\n".encode())
+                os._exit(0)
+            os.set_inheritable(ready, True)
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(null, stream)
+            script = str(Path(lab_init.__file__))
+            os.chdir("/")
+            interpreter = os.path.realpath(sys.executable)
+            os.execve(interpreter, [interpreter, "-I", script, str(self.folder), str(ready)], {"PATH": os.defpath + ":/usr/sbin:/sbin"})
+        except BaseException as error:
+            os.write(ready, f"0\n{error}".encode())
+        finally:
+            os._exit(1)
+
+    def _wait_for_libvirtd(self) -> None:
+        deadline = time.monotonic() + STOP_SECONDS
+        while not self.libvirt_socket.exists():
+            if self.pid() is None or time.monotonic() > deadline:
+                log = self.folder / "libvirt" / "log" / "libvirtd.log"
+                detail = log.read_text(errors="replace")[-3000:] if log.exists() else ""
+                raise StepFailed("libvirtd of the lab did not start", detail=detail, hint="stacklab doctor")
+            time.sleep(0.02)
+
+
+def _wait_until_gone(handle: int) -> None:
+    """Wait for a process that need not be our child: its pidfd becomes readable when it has ended."""
+    import select
+
+    readable, _, _ = select.select([handle], [], [], STOP_SECONDS)
+    if not readable:
+        raise StepFailed("the lab's processes do not end", hint="look for a process in state D: ps -eo pid,stat,args")
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,35 @@
+"""The passwords of a lab: random, made when a service first asks for them, kept in one file that only root reads."""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+from stacklab.files import write_atomically
+from stacklab.model.service import Service
+
+LENGTH_BYTES = 20
+
+
+def ensure_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[str, str]]:
+    """The secrets of `services` by service and name (`-` as `_` in both), made where the file does not have them yet."""
+    known: dict[str, dict[str, str]] = yaml.safe_load(file.read_text()) if file.exists() else {}
+    wanted = {identifier(service.name): [identifier(name) for name in service.secrets] for service in services}
+    complete = {
+        service: {name: _old(known, service, name) or secrets.token_hex(LENGTH_BYTES) for name in names}
+        for service, names in wanted.items()
+    }
+    merged = {**known, **complete}
+    if merged != known:
+        write_atomically(file, yaml.safe_dump(merged), mode=0o600)
+    return merged
+
+
+def identifier(name: str) -> str:
+    """A service's or secret's name as templates write it."""
+    return name.replace("-", "_")
+
+
+def _old(known: Mapping[str, Mapping[str, str]], service: str, name: str) -> str | None:
+    return known.get(service, {}).get(name)

@@ -1,0 +1,31 @@
+"""One stacklab process at a time works on a thing; another is told who has it."""
+
+import contextlib
+import fcntl
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from stacklab.errors import LabBusy
+
+
+@contextlib.contextmanager
+def hold(file: Path, subject: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock on `file` while the block runs; the kernel frees it however the process ends.
+
+    Raises LabBusy, with the other process's id and command, when it is taken, unless it is to be waited for.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise LabBusy(f"{subject} is in use by {holder}", hint="wait for it to end, then try again") from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}: {shlex.join(['stacklab', *sys.argv[1:]])}")
+        handle.flush()
+        yield

@@ -1,0 +1,59 @@
+"""The contract that every node kind keeps. Providers know nodes and images; they know nothing of layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the lab: memory in MiB, its address on the management network."""
+
+    name: str
+    address: str
+    roles: tuple[str, ...]
+    memory: int
+    cpus: int
+
+
+@dataclass(frozen=True)
+class NodeFile:
+    """A file to put into a node before it starts."""
+
+    text: str
+    mode: int = 0o644
+
+
+class NodeState(StrEnum):
+    """Whether a node exists and runs."""
+
+    ABSENT = "absent"
+    STOPPED = "stopped"
+    RUNNING = "running"
+
+
+class Provider(Protocol):
+    """Makes and runs nodes of one kind. Every method may be called again and then changes nothing."""
+
+    kind: str
+
+    def create(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
+        """Make the node's disk on top of `image` (its root trees, top first) and put `files` into it."""
+
+    def start(self, node: Node) -> None:
+        """Start the node and return when its processes run; SSH may need a moment more."""
+
+    def stop(self, node: Node) -> None:
+        """Shut the node down in order; by force when it takes longer than 60 s."""
+
+    def destroy(self, node: Node) -> None:
+        """Stop the node by force and remove its disk."""
+
+    def state(self, node: Node) -> NodeState:
+        """What is there of the node."""
+
+    def install_command(self, node: Node) -> list[str]:
+        """The start of a command line that runs what follows with the node's root as `/`, and the machine's network."""
+
