@@ -1,0 +1,320 @@
+"""Strict YAML: every node keeps its place in the file, and every problem is told at once.
+
+Scalars stay the text that the user wrote (`3.10`, `no`, `on`, `0640`) until a model asks for a number or a
+truth value. Duplicate keys, tags and aliases are refused.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from stacklab.errors import Problem
+
+Step = str | int
+Data = str | list["Data"] | dict[str, "Data"] | None
+
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
+_Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
+class Strict(BaseModel):
+    """A part of a document: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _version(value: object) -> object:
+    if str(value) != "1":
+        raise ValueError(f"this stacklab reads version 1, not {_shown(value)}")
+    return 1
+
+
+class Root(Strict):
+    """A whole document: it has a version and a name, and knows the file that it was read from."""
+
+    version: Annotated[Literal[1], BeforeValidator(_version)]
+    name: "Name"
+    title: str
+
+    _document: "Document" = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the document, which `Document.parse` passes as the context of the validation."""
+        self._document = context
+
+    @property
+    def file(self) -> Path:
+        """The YAML file that this was read from."""
+        return self._document.file
+
+    def problem(self, message: str, *where: Step) -> Problem:
+        """A problem at the value that the keys and indexes `where` lead to."""
+        return self._document.problem(message, *where)
+
+    def place(self, *where: Step) -> str:
+        """file:line:column of the value that the keys and indexes `where` lead to."""
+        line, column = self._document.position(*where)
+        return f"{self.file}:{line}:{column}"
+
+
+def wrong(message: str, *where: Step) -> PydanticCustomError:
+    """For an "after" validator to raise: what is wrong, at the keys and indexes `where` below the value."""
+    return PydanticCustomError("wrong", "{message}", {"message": message, "where": where})
+
+
+def _mebibytes(value: object) -> object:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MiB|GiB|TiB)", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"expected a size such as '400 MiB' or '2 GiB', got {_shown(value)}")
+    return int(float(match[1]) * {"MiB": 1, "GiB": 1024, "TiB": 1024**2}[match[2]])
+
+
+def _name(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", value):
+        raise ValueError(f"expected a name of lowercase letters, digits and hyphens, got {_shown(value)}")
+    return value
+
+
+Size = Annotated[int, BeforeValidator(_mebibytes)]
+"""Written as "400 MiB", "2 GiB" or "1 TiB"; held in MiB."""
+
+Name = Annotated[str, BeforeValidator(_name)]
+"""What services, profiles, nodes and secrets are called: a valid host name and part of a path."""
+
+Word = Annotated[str, Field(min_length=1)]
+"""Text that is not empty."""
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+"""A TCP port."""
+
+R = TypeVar("R", bound=Root)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One YAML file: its plain data, and where in the file each value stands."""
+
+    file: Path
+    root: yaml.Node
+
+    @classmethod
+    def read(cls, file: Path) -> "Document | Problem":
+        """The document in `file`, or what keeps it from being read."""
+        try:
+            root = yaml.compose(file.read_text(encoding="utf-8"), Loader=_Loader)
+        except (OSError, UnicodeDecodeError) as error:
+            return Problem(file, 0, 0, f"cannot be read: {error}")
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            what = ", ".join(filter(None, (error.context, error.problem)))
+            return Problem(file, mark.line + 1 if mark else 0, mark.column + 1 if mark else 0, what)
+        except yaml.YAMLError as error:
+            return Problem(file, 0, 0, f"is not YAML: {' '.join(str(error).split())}")
+        if root is None:
+            return Problem(file, 1, 1, "the file is empty")
+        return cls(file, root)
+
+    def parse(self, model: type[R]) -> "tuple[R | None, list[Problem]]":
+        """The document as a `model`, or None with all that is wrong in it."""
+        data, problems = self._plain
+        problems = list(problems)
+        try:
+            parsed = model.model_validate(data, context=self)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                problems.append(self._translate(details, model))
+            return None, problems
+        return (None if problems else parsed), problems
+
+    def position(self, *where: Step) -> tuple[int, int]:
+        """Line and column, counting from 1, of the deepest value that the keys and indexes lead to."""
+        node = self.root
+        for step in where:
+            below = _child(node, step)
+            if below is None:
+                break
+            node = below[1]
+        return _mark(node)
+
+    def problem(self, message: str, *where: Step) -> Problem:
+        """A problem at the value that `where` leads to."""
+        return Problem(self.file, *self.position(*where), message)
+
+    @cached_property
+    def _plain(self) -> tuple[Data, list[Problem]]:
+        problems: list[Problem] = []
+        seen: set[int] = set()
+
+        def refuse(node: yaml.Node, message: str) -> None:
+            problems.append(Problem(self.file, *_mark(node), message))
+
+        def plain(node: yaml.Node) -> Data:
+            if id(node) in seen:
+                refuse(node, "an alias repeats this value; aliases are not read, write the value out")
+                return None
+            seen.add(id(node))
+            if node.tag not in _PLAIN_TAGS:
+                refuse(node, f"the tag '{node.tag}' is not read, write the plain value")
+            if isinstance(node, yaml.SequenceNode):
+                return [plain(item) for item in node.value]
+            if isinstance(node, yaml.MappingNode):
+                return mapping(node)
+            empty = isinstance(node, yaml.ScalarNode) and node.value == "" and node.style is None
+            return None if empty else str(node.value)
+
+        def mapping(node: yaml.MappingNode) -> Data:
+            result: dict[str, Data] = {}
+            first: dict[str, yaml.Node] = {}
+            for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    refuse(key, "a key must be plain text")
+                elif key.value in first:
+                    refuse(key, f"duplicate key '{key.value}', set in line {_mark(first[key.value])[0]}")
+                else:
+                    first[key.value] = key
+                    result[key.value] = plain(value)
+            return result
+
+        return plain(self.root), problems
+
+    def _translate(self, error: ErrorDetails, model: type[BaseModel]) -> Problem:
+        """A pydantic error as a problem: where it stands in the file, in words that do not need the code."""
+        context = error.get("ctx", {})
+        where = tuple(step for step in error["loc"] if step != "[key]")
+        if error["type"] == "wrong":
+            return self.problem(context["message"], *where, *context["where"])
+        if error["type"] == "missing":
+            return self.problem(f"the key '{where[-1]}' is missing{_inside(where[:-1])}", *where[:-1])
+        if error["type"] == "extra_forbidden":
+            known = _known_keys(model, where[:-1])
+            message = f"unknown key '{where[-1]}'{_inside(where[:-1])}{did_you_mean(str(where[-1]), known)}"
+            return Problem(self.file, *self._key_position(where), message)
+        position = self._key_position(where) if "[key]" in error["loc"] else self.position(*where)
+        return Problem(self.file, *position, f"{_label(where)}{_expectation(error)}")
+
+    def _key_position(self, where: Sequence[Step]) -> tuple[int, int]:
+        node = self.root
+        for step in where:
+            below = _child(node, step)
+            if below is None:
+                break
+            key, node = below
+        return _mark(key)
+
+
+def read_all(files: Iterable[Path], model: type[R]) -> tuple[list[R], list[Problem]]:
+    """Every file as a `model`, and the problems of those that are none."""
+    parsed: list[R] = []
+    problems: list[Problem] = []
+    for file in files:
+        document = Document.read(file)
+        if isinstance(document, Problem):
+            problems.append(document)
+            continue
+        result, wrongs = document.parse(model)
+        problems += wrongs
+        if result is not None:
+            parsed.append(result)
+    return parsed, problems
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: the nearest known one, or all that are known."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f", did you mean '{near[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _mark(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def _child(node: yaml.Node, step: Step) -> tuple[yaml.Node, yaml.Node] | None:
+    """The key (the item itself, in a list) and the value that one step below `node` leads to."""
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == step), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step]
+    return None
+
+
+def _inside(where: Sequence[Step]) -> str:
+    return f" in {'.'.join(map(str, where))}" if where else ""
+
+
+def _label(where: Sequence[Step]) -> str:
+    return f"{'.'.join(map(str, where))}: " if where else ""
+
+
+def _shown(value: object) -> str:
+    """A value as an error message shows it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "a mapping" if isinstance(value, dict) else f"'{value}'"
+
+
+_EXPECTED = {
+    "int": "a whole number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "model": "a mapping",
+    "mapping": "a mapping",
+}
+
+
+def _expectation(error: ErrorDetails) -> str:
+    kind, context, got = error["type"], error.get("ctx", {}), _shown(error["input"])
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", context["expected"])
+        return f"expected {context['expected']}, got {got}{_nearest(str(error['input']), known)}"
+    expected = _EXPECTED.get(kind.split("_")[0]) if kind.endswith(("_type", "_parsing")) else None
+    return f"expected {expected}, got {got}" if expected else f"{error['msg']}, got {got}"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+def _known_keys(model: type[BaseModel], where: Sequence[Step]) -> list[str]:
+    """The keys that the model at `where` takes."""
+    annotation: Any = model
+    for step in where:
+        for inner in _models_and_containers(annotation):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                fields = {field.alias or name: field for name, field in inner.model_fields.items()}
+                annotation = fields[str(step)].annotation
+            else:
+                annotation = typing.get_args(inner)[0 if isinstance(step, int) else -1]
+    return [
+        field.alias or name
+        for inner in _models_and_containers(annotation)
+        for name, field in inner.model_fields.items()
+    ]
+
+
+def _models_and_containers(annotation: Any) -> list[Any]:
+    """`X | None` and annotated types are looked through."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _models_and_containers(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [inner for inner in typing.get_args(annotation) if inner is not types.NoneType]
+    return [annotation]

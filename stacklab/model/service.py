@@ -1,0 +1,230 @@
+"""A service: one folder of data that says what it requires, installs, configures, runs, registers and checks.
+
+The words are explained, with an example, in docs/reference/service.md.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from stacklab.model.documents import Name, Port, Root, Size, Strict, Word, wrong
+
+Role = Literal["controller", "compute", "network", "storage"]
+"""What a node of a lab is for; each part of a service runs on the nodes of one role."""
+
+Phase = Literal["before-configure", "after-configure", "before-start", "after-start", "after-register"]
+"""Where a service may hook an Ansible task file of its own into the lifecycle."""
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") or ".." in PurePosixPath(path).parts:
+        raise ValueError(f"expected an absolute path on the node, got '{path}'")
+    return path
+
+
+def _relative(path: str) -> str:
+    if path.startswith("/") or ".." in PurePosixPath(path).parts:
+        raise ValueError(f"expected a path below the service's folder, got '{path}'")
+    return path
+
+
+Mode = Annotated[str, Field(pattern=r"^0[0-7]{3}$")]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+RelativePath = Annotated[str, AfterValidator(_relative)]
+
+
+class Needs(Strict):
+    """Memory at run time and room on the node's disk, in MiB."""
+
+    memory: Size = 0
+    disk: Size = 0
+
+
+class Part(Strict):
+    """What the nodes of one role install and run."""
+
+    packages: tuple[Word, ...] = ()
+    units: tuple[Word, ...] = ()
+    ports: tuple[Port, ...] = ()
+
+
+class Ownership(Strict):
+    """Whose a file on a node is."""
+
+    owner: Word = "root"
+    group: Word = "root"
+    mode: Mode = "0644"
+
+
+class Files(Strict):
+    """Whose the files below files/ are: root:root 0644, or root:GROUP 0640; `special` paths as they say."""
+
+    group: Word | None = None
+    special: Mapping[AbsolutePath, Ownership] = Field(default_factory=dict)
+
+    def ownership(self, path: str) -> Ownership:
+        """Owner, group and mode of the absolute `path` on the node."""
+        if path in self.special:
+            return self.special[path]
+        return Ownership(group=self.group, mode="0640") if self.group else Ownership()
+
+
+class Command(Strict):
+    """A shell command on a node, idempotent: it may be run again. `run` may hold Jinja expressions."""
+
+    name: Name
+    run: Word
+    user: Word = Field(default="root", alias="as")
+    on: Role = "controller"
+
+
+class Database(Strict):
+    """Databases to create, and the commands that fill their schemas (they need nothing but the database)."""
+
+    names: tuple[Word, ...]
+    sync: tuple[Command, ...] = ()
+
+
+class Endpoint(Strict):
+    """An API as Keystone's catalogue lists it: http://<controller>:<port><path>."""
+
+    name: Name
+    type: Word
+    port: Port
+    path: str = ""
+
+
+class Identity(Strict):
+    """The service's own user, and the APIs that it registers."""
+
+    user: Name | None = None
+    services: tuple[Endpoint, ...] = ()
+
+
+class Flavor(Strict):
+    """A flavor of instances; ram in MiB, disk in GiB."""
+
+    name: Word
+    ram: int
+    vcpus: int
+    disk: int = 0
+
+
+class Subnet(Strict):
+    """The subnet of a network; `start` to `end` is what instances get."""
+
+    name: Word
+    cidr: Word
+    gateway: Word | None = None
+    start: Word
+    end: Word
+    dns: tuple[Word, ...] = ()
+
+
+class Network(Strict):
+    """A network of the cloud; `physical` is the name that the agents map to an interface."""
+
+    name: Word
+    shared: bool = False
+    external: bool = False
+    type: Word | None = None
+    physical: Word | None = None
+    subnet: Subnet | None = None
+
+
+class Image(Strict):
+    """An image of the cloud; `file` lies in the images folder of the lab."""
+
+    name: Word
+    file: Word
+    format: Word
+
+
+class Rule(Strict):
+    """A rule that lets traffic in, in a security group of the admin project."""
+
+    group: Word
+    protocol: Word
+    port: Port | None = None
+
+
+class Resources(Strict):
+    """What stacklab creates through the cloud's own APIs when the layer is up."""
+
+    flavors: tuple[Flavor, ...] = ()
+    networks: tuple[Network, ...] = ()
+    images: tuple[Image, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+class Check(Strict):
+    """A question to the running cloud: a command with its credentials, or a scenario built into stacklab."""
+
+    name: Word
+    run: Word | None = None
+    scenario: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.run is None) == (self.scenario is None):
+            raise wrong("a check has either 'run' or 'scenario'")
+        return self
+
+
+class Service(Root):
+    """One folder of data: service.yaml beside its files/ and tasks/."""
+
+    summary: str = ""
+    requires: tuple[Name, ...] = ()
+    uses: tuple[Name, ...] = ()
+    provides: tuple[Word, ...] = ()
+    emits: tuple[Word, ...] = ()
+    needs: Needs = Needs()
+    secrets: tuple[Name, ...] = ()
+    parts: Mapping[Role, Part] = Field(default_factory=dict)
+    files: Files = Files()
+    database: Database | None = None
+    initialise: tuple[Command, ...] = ()
+    identity: Identity = Identity()
+    resources: Resources = Resources()
+    finalise: tuple[Command, ...] = ()
+    tasks: Mapping[Phase, RelativePath] = Field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the service: files/ and tasks/ lie in it."""
+        return self.file.parent
+
+    @model_validator(mode="after")
+    def _passwords_have_a_secret(self) -> Self:
+        if self.database is not None and "database" not in self.secrets:
+            raise wrong("the database's password needs 'database' among the secrets", "database")
+        if self.identity.user is not None and "identity" not in self.secrets:
+            raise wrong("the user's password needs 'identity' among the secrets", "identity", "user")
+        return self
+
+    @model_validator(mode="after")
+    def _task_files_exist(self) -> Self:
+        for phase, path in self.tasks.items():
+            if not (self.folder / path).is_file():
+                raise wrong(f"there is no file {self.folder / path}", "tasks", phase)
+        return self
+
+    @model_validator(mode="after")
+    def _requires_others(self) -> Self:
+        for word, names in (("requires", self.requires), ("uses", self.uses)):
+            for index, name in enumerate(names):
+                if name == self.name:
+                    raise wrong(f"a service cannot name itself in '{word}'", word, index)
+                if name in names[:index]:
+                    raise wrong(f"'{name}' is listed twice", word, index)
+        return self
+
+    def commands(self) -> Iterator[Command]:
+        """Every command of the service, in the order of the lifecycle."""
+        yield from self.database.sync if self.database else ()
+        yield from self.initialise
+        yield from self.finalise
