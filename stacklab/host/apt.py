@@ -17,8 +17,11 @@ from stacklab.errors import HostUnfit
 DEFAULT_KEYRING = "usr/share/keyrings/{distribution}-archive-keyring.gpg"
 
 # Acquire's subtrees that say how indexes are stored on the host, not how packages are reached.
-_NOT_FOR_LABS = re.compile(r"Acquire::(IndexTargets|Changelogs|CompressionTypes|cdrom|GzipIndexes|AllowInsecure"
-                           r"|AllowWeak|AllowDowngrade)")
+_NOT_FOR_LABS = re.compile(r"Acquire::(IndexTargets|Changelogs|CompressionTypes|cdrom|GzipIndexes|Allow)")
+
+_ONE_LINE = re.compile(
+    r"\s*deb\s+(?:\[(?P<options>[^]]*)\]\s*)?(?P<uri>\S+)\s+(?P<suite>\S+)(?P<components>[^#]*)"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Mirror:
     trusted: bool = False
 
     def sources(self, pockets: Sequence[str], components: Sequence[str] = ("main",)) -> list[str]:
-        """One-line `deb` entries for the pockets of a release (`trixie`, `trixie-updates`, `trixie-security`).
+        """One-line `deb` entries for a release's pockets (`trixie`, `trixie-updates`, `trixie-security`).
 
         For mmdebstrap and for /etc/apt/sources.list inside an image alike. A security pocket is left out when
         the host has no security archive.
@@ -68,7 +71,7 @@ class Mirror:
 
 def is_security(suite: str) -> bool:
     """Whether a suite belongs to the security archive: `trixie-security`, or `bullseye/updates` of old."""
-    return suite.endswith("-security") or suite.endswith("/updates")
+    return suite.endswith(("-security", "/updates"))
 
 
 def host_mirror(distribution: str = "debian", root: Path = Path("/")) -> Mirror:
@@ -81,7 +84,10 @@ def host_mirror(distribution: str = "debian", root: Path = Path("/")) -> Mirror:
 
 
 def find_mirror(distribution: str, root: Path, options: Sequence[str] = ()) -> Mirror:
-    """Pick the distribution's archives among the sources in `root`/etc/apt. Raises HostUnfit when there are none."""
+    """Pick the distribution's archives among the sources in `root`/etc/apt.
+
+    Raises HostUnfit when there are none.
+    """
     sources = list(read_sources(root))
     own = [source for source in sources if _is_of(distribution, source, root)]
     archive = [source for source in own if not is_security(source.suite)]
@@ -102,7 +108,7 @@ def find_mirror(distribution: str, root: Path, options: Sequence[str] = ()) -> M
 
 
 def acquire_options(dump: str) -> list[str]:
-    """From the text of `apt-config dump`: the options that decide how packages are fetched (proxies, validity)."""
+    """From the text of `apt-config dump`: the options on how packages are fetched (proxies, validity)."""
     lines = (line.strip().removesuffix(";") for line in dump.splitlines())
     return [
         line
@@ -128,14 +134,14 @@ def read_sources(root: Path) -> Iterator[Source]:
 def parse_one_line(text: str) -> Iterator[Source]:
     """Entries `deb [options] uri suite components...`; `deb-src` and comments are passed over."""
     for line in text.splitlines():
-        found = re.match(r"\s*deb\s+(?:\[(?P<options>[^]]*)\]\s*)?(?P<uri>\S+)\s+(?P<suite>\S+)(?P<rest>[^#]*)", line)
+        found = _ONE_LINE.match(line)
         if not found:
             continue
         options = dict(word.partition("=")[::2] for word in (found["options"] or "").split() if "=" in word)
         yield Source(
             uri=found["uri"],
             suite=found["suite"],
-            components=tuple(found["rest"].split()),
+            components=tuple(found["components"].split()),
             signed_by=tuple(options.get("signed-by", "").replace(",", " ").split()),
             trusted=_is_yes(options.get("trusted", "")),
         )
@@ -145,7 +151,8 @@ def parse_deb822(text: str) -> Iterator[Source]:
     """Entries of a .sources file: one Source for each URI and suite of each enabled stanza."""
     for stanza in re.split(r"\n[ \t]*\n", text):
         fields = _fields(stanza)
-        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in ("no", "false", "0"):
+        enabled = fields.get("enabled", "yes").lower() not in ("no", "false", "0")
+        if not enabled or "deb" not in fields.get("types", "").split():
             continue
         for uri in fields.get("uris", "").split():
             for suite in fields.get("suites", "").split():
@@ -182,10 +189,10 @@ def _is_yes(word: str) -> bool:
 
 
 def _is_of(distribution: str, source: Source, root: Path) -> bool:
-    """Whether a source is an archive of the distribution itself and not of a third party that uses its suite names.
+    """Whether a source is the distribution's own, and not of a third party that uses its suites' names.
 
-    What the archive says of itself (Origin in its Release file) decides; before the first `apt-get update` the
-    keyring does, then the last part of the URI.
+    What the archive says of itself (Origin in its Release file) decides; before the first `apt-get update`
+    the keyring does, then the last part of the URI.
     """
     if source.uri.startswith("cdrom:") or "main" not in source.components:
         return False
@@ -193,7 +200,7 @@ def _is_of(distribution: str, source: Source, root: Path) -> bool:
         release = root / "var/lib/apt/lists" / f"{_list_name(source.uri)}_dists_{source.suite}_{name}"
         if release.is_file():
             origin = re.search(r"^Origin:\s*(\S+)", release.read_text(errors="replace"), re.MULTILINE)
-            return bool(origin) and origin[1].lower() == distribution  # type: ignore[index]
+            return origin is not None and origin[1].lower() == distribution
     if source.signed_by:
         return any(f"{distribution}-archive" in Path(path).name for path in source.signed_by)
     name = urlsplit(source.uri).path.rstrip("/").rpartition("/")[2]
@@ -201,14 +208,14 @@ def _is_of(distribution: str, source: Source, root: Path) -> bool:
 
 
 def _list_name(uri: str) -> str:
-    """apt's name for what it keeps of a URI in /var/lib/apt/lists (URItoFileName in apt-pkg/strutl.cc)."""
+    """Apt's name for what it keeps of a URI in /var/lib/apt/lists (URItoFileName in apt-pkg/strutl.cc)."""
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
     return (host + parts.path).rstrip("/").replace("_", "%5f").replace("/", "_")
 
 
 def _uris(sources: Iterable[Source], root: Path) -> tuple[str, ...]:
-    """The URIs without repeats; a `mirror+file:` list on the host (Debian's cloud images) becomes what it lists.
+    """The URIs without repeats; a `mirror+file:` list (Debian's cloud images) becomes what it lists.
 
     Such a file does not exist inside an image, so its name would be of no use there.
     """

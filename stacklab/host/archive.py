@@ -1,0 +1,140 @@
+"""Packages of a suite, resolved and fetched by the host's apt with a state of its own.
+
+The host's own lists, package state and locks are neither read nor written, so a Debian 12 host can look into
+Debian 13 and nothing here waits for an `apt` that somebody else runs.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from stacklab.errors import StepFailed
+from stacklab.host.apt import Mirror
+
+
+class Archive:
+    """The packages of a suite at a mirror.
+
+    state: a folder of this archive's own; lists and downloaded packages stay in it, so that it also works
+    offline. pockets: as in Mirror.sources.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        pockets: Sequence[str],
+        state: Path,
+        *,
+        components: Sequence[str] = ("main",),
+        architecture: str = "amd64",
+    ) -> None:
+        self.mirror = mirror
+        self.pockets = tuple(pockets)
+        self.components = tuple(components)
+        self.state = state
+        self.architecture = architecture
+
+    def update(self) -> None:
+        """Fetch the suite's package lists. Raises StepFailed with apt's own words."""
+        self._run("apt-get", "update", "-qq")
+
+    def versions(self, names: Sequence[str]) -> dict[str, str]:
+        """The candidate version of each package, from the lists at hand.
+
+        Raises StepFailed when one of them is not in the lists.
+        """
+        text = self._run("apt-cache", "show", "--no-all-versions", *names)
+        found = dict(re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", text, re.MULTILINE | re.DOTALL))
+        return {name: found[name] for name in names}
+
+    def dependencies(self, name: str) -> list[str]:
+        """The names in a package's Depends, the first of each choice."""
+        text = self._run("apt-cache", "show", "--no-all-versions", name)
+        found = re.search(r"^Depends: (.*)$", text, re.MULTILINE)
+        return [word.split()[0] for word in found[1].split(",")] if found else []
+
+    def fetch(self, names: Sequence[str], *, closure: bool) -> list[Path]:
+        """Download packages, with all that they depend on if `closure`, and return the files.
+
+        Packages that are already downloaded are not fetched again. Raises StepFailed.
+        """
+        command = ["apt-get", "install", "--reinstall", "--no-install-recommends", "-y"] if closure else []
+        wanted = self._run(*(command or ["apt-get", "download"]), "--print-uris", "-qq", *names)
+        files = [self._archives / file for file in re.findall(r"^'[^']+' (\S+\.deb) ", wanted, re.MULTILINE)]
+        if not all(file.is_file() for file in files):
+            if closure:
+                self._run(*command, "--download-only", "-qq", *names)
+            else:
+                self._run("apt-get", "download", "-qq", *names)
+        return files
+
+    def unpack(self, files: Sequence[Path], root: Path) -> None:
+        """Unpack packages below `root`, which has /usr merged as Debian has; no maintainer script runs."""
+        for folder in ("bin", "sbin", "lib", "lib64"):
+            (root / "usr" / folder).mkdir(parents=True, exist_ok=True)
+            if not (root / folder).is_symlink():
+                (root / folder).symlink_to(f"usr/{folder}")
+        for file in files:
+            with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", file], stdout=subprocess.PIPE) as source:
+                # dpkg-deb -x would replace the link /lib by a folder where a package still ships /lib.
+                target = subprocess.run(
+                    ["tar", "-x", "--keep-directory-symlink", "-C", root], stdin=source.stdout, check=False
+                )
+            if source.returncode or target.returncode:
+                raise StepFailed(f"cannot unpack {file.name}", hint="is there space left on the disk?")
+
+    @property
+    def _archives(self) -> Path:
+        return self.state / "archives"
+
+    def _run(self, *command: str) -> str:
+        environment = {**os.environ, "APT_CONFIG": str(self._configure()), "LC_ALL": "C.UTF-8"}
+        done = subprocess.run(
+            command, cwd=self._archives, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise StepFailed(f"{' '.join(command[:2])} failed for {self.pockets[0]}", detail=done.stderr.strip())
+        return done.stdout
+
+    def _configure(self) -> Path:
+        """Write the configuration that keeps apt inside the state folder, and return its path."""
+        for folder in ("lists/partial", "archives/partial"):
+            (self.state / folder).mkdir(parents=True, exist_ok=True)
+        sources = self.state / "sources.list"
+        configuration = self.state / "apt.conf"
+        wanted = {
+            sources: "\n".join(self.mirror.sources(self.pockets, self.components)) + "\n",
+            self.state / "status": "",
+            configuration: "".join(
+                f"{line};\n"
+                for line in (
+                    f'APT::Architecture "{self.architecture}"',
+                    f'APT::Architectures {{ "{self.architecture}"; }}',
+                    # The folder may lie where apt's own user cannot go.
+                    'APT::Sandbox::User "root"',
+                    'Acquire::Languages "none"',
+                    f'Dir::State "{self.state}"',
+                    f'Dir::State::lists "{self.state}/lists"',
+                    f'Dir::State::status "{self.state}/status"',
+                    f'Dir::Cache "{self.state}"',
+                    f'Dir::Cache::archives "{self._archives}"',
+                    'Dir::Cache::srcpkgcache ""',
+                    'Acquire::GzipIndexes "true"',
+                    f'Dir::Etc::sourcelist "{sources}"',
+                    'Dir::Etc::sourceparts "/dev/null"',
+                    'Dir::Etc::parts "/dev/null"',
+                    'Dir::Etc::main "/dev/null"',
+                    'Dir::Etc::preferences "/dev/null"',
+                    'Dir::Etc::preferencesparts "/dev/null"',
+                    *([f'Dir::Etc::trusted "{self.mirror.keyring}"'] if self.mirror.keyring else []),
+                    *([f'Dir::Etc::trustedparts "{self.state}/lists"'] if self.mirror.keyring else []),
+                    *self.mirror.apt_options,
+                )
+            ),
+        }
+        for path, text in wanted.items():
+            if not path.is_file() or path.read_text() != text:
+                path.write_text(text)
+        return configuration
