@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from stacklab.errors import ModelError, Problem, UsageError
 from stacklab.home import data_dir
-from stacklab.model.documents import Root, did_you_mean, read_all
+from stacklab.model.documents import Root, did_you_mean, read_all, unknown
 from stacklab.model.graph import Graph, below_required, cycles
 from stacklab.model.profile import Profile
 from stacklab.model.release import Release
@@ -176,7 +176,5 @@ def _unknown_releases(profiles: _Shelf[Profile], releases: _Shelf[Release]) -> I
 
 def _pick(kind: str, items: Mapping[str, R], name: str) -> R:
     if name not in items:
-        raise UsageError(
-            f"unknown {kind} '{name}'{did_you_mean(name, items)}", hint=f"stacklab {kind}s lists them"
-        )
+        raise unknown(kind, name, items)
     return items[name]

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from stacklab.errors import Problem
+from stacklab.errors import Problem, UsageError
 
 Step = str | int
 Data = str | list["Data"] | dict[str, "Data"] | None
@@ -112,8 +112,10 @@ class Document:
         """The document in `file`, or what keeps it from being read."""
         try:
             root = yaml.compose(file.read_text(encoding="utf-8"), Loader=_Loader)
-        except (OSError, UnicodeDecodeError) as error:
-            return Problem(file, 0, 0, f"cannot be read: {error}")
+        except OSError as error:
+            return Problem(file, 0, 0, f"cannot be read: {error.strerror}")
+        except UnicodeDecodeError as error:
+            return Problem(file, 0, 0, f"is not UTF-8: {error.reason} at byte {error.start}")
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = ", ".join(filter(None, (error.context, error.problem)))
@@ -197,7 +199,8 @@ class Document:
             return self.problem(f"the key '{where[-1]}' is missing{_inside(where[:-1])}", *where[:-1])
         if error["type"] == "extra_forbidden":
             known = _known_keys(model, where[:-1])
-            message = f"unknown key '{where[-1]}'{_inside(where[:-1])}{did_you_mean(str(where[-1]), known)}"
+            near = did_you_mean(str(where[-1]), known) or f"; known: {', '.join(known)}"
+            message = f"unknown key '{where[-1]}'{_inside(where[:-1])}{near}"
             return Problem(self.file, *self._key_position(where), message)
         position = self._key_position(where) if "[key]" in error["loc"] else self.position(*where)
         return Problem(self.file, *position, f"{_label(where)}{_expectation(error)}")
@@ -229,12 +232,16 @@ def read_all(files: Iterable[Path], model: type[R]) -> tuple[list[R], list[Probl
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, or all that are known."""
+    """The end of a sentence about an unknown word: the known one that is nearest, if any is near."""
+    near = difflib.get_close_matches(word, sorted(known), n=1)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is not known: with the nearest one that is, and all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    if near:
-        return f", did you mean '{near[0]}'?"
-    return f"; known: {', '.join(known)}" if known else ""
+    message = f"unknown {kind} '{name}'{did_you_mean(name, known)}"
+    return UsageError(message, hint=f"known: {', '.join(known)}" if known else "")
 
 
 def _mark(node: yaml.Node) -> tuple[int, int]:
@@ -283,14 +290,10 @@ def _expectation(error: ErrorDetails) -> str:
         return str(context["error"])
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
-        return f"expected {context['expected']}, got {got}{_nearest(str(error['input']), known)}"
+        return f"expected {context['expected']}, got {got}{did_you_mean(str(error['input']), known)}"
     expected = _EXPECTED.get(kind.split("_")[0]) if kind.endswith(("_type", "_parsing")) else None
-    return f"expected {expected}, got {got}" if expected else f"{error['msg']}, got {got}"
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean '{near[0]}'?" if near else ""
+    message = f"expected {expected}" if expected else re.sub(r"^\w+ should", "should", error["msg"])
+    return f"{message}, got {got}"
 
 
 def _known_keys(model: type[BaseModel], where: Sequence[Step]) -> list[str]:

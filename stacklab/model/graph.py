@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
 from stacklab.errors import ModelError, Problem, UsageError
-from stacklab.model.documents import did_you_mean
+from stacklab.model.documents import unknown
 from stacklab.model.profile import Layer, Profile
 from stacklab.model.service import Service
 
@@ -34,7 +34,7 @@ class Graph:
     @cached_property
     def standing(self) -> Mapping[str, int]:
         """The number of the layer that each service stands in, from the bottom up."""
-        layers = standing(self._services, self.profile)
+        layers = _standing(self._services, self.profile)
         return {name: layers[name] for name in self._in_order(layers)}
 
     def layer_of(self, service: str) -> int | None:
@@ -64,12 +64,11 @@ class Graph:
     ) -> tuple[tuple[Service, ...], ...]:
         """The closure, layer by layer from 1 to `layer`; what `with_` adds from above stands in `layer`."""
         asked = self._layers_up_to(layer)
-        self._refuse_planned(asked, with_, without)
         for name in (*with_, *without):
             self._known(name)
-        for name in without:
-            if name in with_:
+            if name in with_ and name in without:
                 raise UsageError(f"'{name}' is asked for with --with and with --without")
+        self._refuse_planned(asked, with_, without)
         wanted = [name for cut in asked for name in cut.services if name not in without]
         names = self._required_by([*wanted, *with_])
         self._refuse_needed(names, without)
@@ -105,10 +104,9 @@ class Graph:
         return sorted(needing - {name})
 
     def _known(self, name: str) -> None:
-        if name not in self._services:
-            planned = {name for layer in self.layers for name in layer.planned}
-            if name not in planned:
-                raise UsageError(f"unknown service '{name}'{did_you_mean(name, {*self._services, *planned})}")
+        known = {*self._services, *(name for layer in self.layers for name in layer.planned)}
+        if name not in known:
+            raise unknown("service", name, known)
 
     def _layers_up_to(self, number: int) -> tuple[Layer, ...]:
         if not 1 <= number <= len(self.layers):
@@ -118,24 +116,16 @@ class Graph:
     def _refuse_planned(
         self, asked: Sequence[Layer], with_: Collection[str], without: Collection[str]
     ) -> None:
-        added = {name for name in with_ if name in self._services}
-        missing = [name for cut in asked for name in cut.planned if name not in {*without, *added}]
-        missing += [
-            name for name in with_ if name not in added and any(name in cut.planned for cut in self.layers)
-        ]
-        if not missing:
-            return
-        highest = next((cut.number - 1 for cut in self.layers if cut.planned), len(self.layers))
-        able = (
-            f"the highest layer that can be asked for is {highest}"
-            if highest
-            else "no whole layer can be asked for"
-        )
-        leave_out = " ".join(f"--without {name}" for name in missing if name not in with_)
-        raise UsageError(
-            f"not built yet: {', '.join(missing)}; {able}",
-            hint=f"leave out what is not built yet: {leave_out}" if leave_out else "",
-        )
+        listed = [name for cut in asked for name in cut.planned if name not in without]
+        missing = [name for name in (*listed, *with_) if name not in with_ or name not in self._services]
+        if missing:
+            highest = next((cut.number - 1 for cut in self.layers if cut.planned), len(self.layers))
+            leave_out = " ".join(f"--without {name}" for name in listed)
+            raise UsageError(
+                f"planned, not built yet: {', '.join(dict.fromkeys(missing))}",
+                detail=f"the highest layer of {self.profile.name} that can be asked for: {highest or 'none'}",
+                hint=f"leave them out: {leave_out}" if listed else "",
+            )
 
     def _refuse_needed(self, names: Collection[str], without: Collection[str]) -> None:
         for name in without:
@@ -148,7 +138,7 @@ class Graph:
                 )
 
 
-def standing(services: Mapping[str, Service], profile: Profile) -> dict[str, int]:
+def _standing(services: Mapping[str, Service], profile: Profile) -> dict[str, int]:
     """The layer that each service of the profile stands in; names that are no service are passed over."""
     layers = {name: cut.number for cut in profile.layers for name in cut.services if name in services}
     for cut in profile.layers:
@@ -160,7 +150,7 @@ def standing(services: Mapping[str, Service], profile: Profile) -> dict[str, int
 
 def below_required(services: Mapping[str, Service], profile: Profile) -> Iterator[Problem]:
     """A problem for each service of the profile that stands below something that it requires."""
-    layers = standing(services, profile)
+    layers = _standing(services, profile)
     entries = dict(profile.entries())
     for name, layer in layers.items():
         for index, required in enumerate(services[name].requires):
