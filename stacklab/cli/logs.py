@@ -1,0 +1,56 @@
+"""`stacklab logs`: what a service wrote."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stacklab.cli.enter import become
+from stacklab.cli.options import LabOption, Verbose, examples
+from stacklab.errors import UsageError
+from stacklab.home import Home
+
+if TYPE_CHECKING:
+    from stacklab.lab import Lab
+
+EXAMPLES = examples("stacklab logs nova", "stacklab logs keystone -f", "stacklab logs neutron --lab blue")
+
+
+def logs(
+    service: Annotated[
+        str, typer.Argument(metavar="SERVICE", help="The service, as `stacklab services` lists it.")
+    ],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    node: Annotated[
+        str, typer.Option(metavar="NODE", help="The node, when the service runs on several.")
+    ] = "",
+    lab: LabOption = "default",
+    verbose: Verbose = False,
+) -> None:
+    """Show what a service wrote on its node."""
+    from stacklab.lab import Lab
+
+    opened = Lab.open(Home.from_environment(), lab)
+    where, units = _units(opened, service, node)
+    become(opened.logs_command(units, follow=follow, node=where), os.environ)
+
+
+def _units(lab: "Lab", name: str, node: str) -> tuple[str, list[str]]:
+    """The node and the units on it that make up a service of the lab.
+
+    node: that node, or empty for the first that runs a unit of the service.
+    """
+    from stacklab.model.catalog import Catalog
+
+    settings = lab.settings
+    service = Catalog.load(map(Path, settings.path)).service(name)
+    nodes = [lab.node(node)] if node else settings.nodes
+    for each in nodes:
+        units = [unit for role, part in service.parts.items() if role in each.roles for unit in part.units]
+        if units:
+            return each.name, units
+    place = f"on node '{node}'" if node else f"in lab '{lab.name}'"
+    raise UsageError(
+        f"service '{name}' has no units {place}", hint="stacklab status shows the lab's services"
+    )

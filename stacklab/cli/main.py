@@ -1,0 +1,132 @@
+"""The `stacklab` command: its verbs, and the one place where errors are printed and become exit codes."""
+
+import errno
+import shlex
+from itertools import pairwise
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from stacklab import __version__
+from stacklab.cli import (
+    destroy,
+    events,
+    exec_,
+    list_,
+    logs,
+    plan,
+    shell,
+    ssh,
+    start,
+    status,
+    stop,
+    up,
+    verify,
+    version,
+)
+from stacklab.cli.failure import show, show_usage, translate
+from stacklab.cli.options import VERBOSE, Verbose
+from stacklab.errors import Interrupted
+
+# Whatever is heavy (Ansible, libvirt, openstacksdk, pydantic) is imported inside the verbs: shell completion
+# runs this module at every press of the tab key.
+
+_ARGUMENTS = "stacklab.arguments"
+
+
+class Stacklab(TyperGroup):
+    """The group of verbs, which also translates whatever a verb raises.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or profile, 3 the host is not fit, 4 a check of the cloud
+    failed, 130 interrupted.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the arguments as typed, for hints and for errors that are found before they are understood."""
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; print what goes wrong and leave with its exit code."""
+        arguments: list[str] = ctx.meta[_ARGUMENTS]
+        as_json = _asks_for_json(arguments)
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except typer.TyperException as error:  # wrong usage, which Typer prints well by itself
+            if not as_json:
+                raise
+            show_usage(error)
+            raise typer.Exit(error.exit_code) from error
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of a pipe has gone; Typer ends quietly
+            again = shlex.join(["stacklab", *arguments])
+            failure = translate(error, again=again, verbose=bool(ctx.meta.get(VERBOSE)))
+            if isinstance(failure, Interrupted) and ctx.invoked_subcommand == "up":
+                failure.hint = f"{again}   (up again goes on from here)"
+            show(failure, as_json=as_json)
+            raise typer.Exit(failure.exit_code) from error
+
+
+def _asks_for_json(arguments: list[str]) -> bool:
+    """Whether `--output json` is among the arguments of stacklab itself, not of a command that it runs."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    pairs = set(pairwise(own))
+    return bool(pairs & {("--output", "json"), ("-o", "json")} or {"--output=json", "-ojson"} & set(own))
+
+
+app = typer.Typer(
+    cls=Stacklab,
+    name="stacklab",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # a traceback is for -v
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog=up.EXAMPLES,
+)
+
+_BUILD = "Build a cloud"
+_USE = "Use it"
+_LOOK = "Look at it"
+_KEEP = "Keep it or leave it"
+_KNOW = "Know what there is"
+_PASS_ON = {"allow_interspersed_args": False}  # what follows the command belongs to it
+
+app.command("up", epilog=up.EXAMPLES, rich_help_panel=_BUILD)(up.up)
+app.command("plan", epilog=plan.EXAMPLES, rich_help_panel=_BUILD)(plan.plan)
+app.command("verify", epilog=verify.EXAMPLES, rich_help_panel=_BUILD)(verify.verify)
+app.command("exec", epilog=exec_.EXAMPLES, rich_help_panel=_USE, context_settings=_PASS_ON)(exec_.exec_)
+app.command("shell", epilog=shell.EXAMPLES, rich_help_panel=_USE)(shell.shell)
+app.command("ssh", epilog=ssh.EXAMPLES, rich_help_panel=_USE)(ssh.ssh)
+app.command("status", epilog=status.EXAMPLES, rich_help_panel=_LOOK)(status.status)
+app.command("list", epilog=list_.EXAMPLES, rich_help_panel=_LOOK)(list_.list_)
+app.command("logs", epilog=logs.EXAMPLES, rich_help_panel=_LOOK)(logs.logs)
+app.command("events", epilog=events.EXAMPLES, rich_help_panel=_LOOK)(events.events)
+app.command("stop", epilog=stop.EXAMPLES, rich_help_panel=_KEEP)(stop.stop)
+app.command("start", epilog=start.EXAMPLES, rich_help_panel=_KEEP)(start.start)
+app.command("destroy", epilog=destroy.EXAMPLES, rich_help_panel=_KEEP)(destroy.destroy)
+app.command("version", epilog=version.EXAMPLES, rich_help_panel=_KNOW)(version.version)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"stacklab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def stacklab(
+    verbose: Verbose = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Build real OpenStack clouds for a lab, one layer at a time, on this machine."""
+
+
+def main() -> None:
+    """The entry point of the program; always ends the process."""
+    app(prog_name="stacklab")

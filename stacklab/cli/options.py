@@ -1,0 +1,58 @@
+"""The options that several verbs share."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Output(StrEnum):
+    """Who reads the output: a person or a program."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def _complete_lab(incomplete: str) -> list[str]:
+    from stacklab.home import Home
+
+    labs = Home.from_environment().labs
+    try:
+        return sorted(lab.name for lab in labs.iterdir() if lab.name.startswith(incomplete))
+    except OSError:  # no labs yet, or not root: no suggestions
+        return []
+
+
+def _set_verbose(context: typer.Context, value: bool) -> bool:
+    if value:
+        context.find_root().meta[VERBOSE] = True
+    return value
+
+
+VERBOSE = "stacklab.verbose"
+
+LabOption = Annotated[
+    str,
+    typer.Option(
+        "--lab",
+        metavar="NAME",
+        envvar="STACKLAB_LAB",
+        autocompletion=_complete_lab,
+        help="The lab to work on.",
+    ),
+]
+OutputOption = Annotated[
+    Output, typer.Option("--output", "-o", help="A table for people, or JSON for programs (errors, too).")
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", callback=_set_verbose, help="Say more; show the traceback of an unexpected error."
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a verb's help: a heading, then one line per example."""
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])

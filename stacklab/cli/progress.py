@@ -1,0 +1,335 @@
+"""Readers of a journal that show how the work goes: on a terminal, as plain lines, or as JSON lines.
+
+Each is called with every event as it is recorded, from any thread, and is a context manager around the work.
+"""
+
+import json
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import typer
+
+from stacklab.cli.options import Output
+from stacklab.cli.screen import on_terminal, print_json_line, seconds_text
+from stacklab.files import write_atomically
+from stacklab.home import Home
+from stacklab.journal import Event
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+PLANNED = "stacklab.lab.planned"
+_KEPT_TIMINGS = 5  # runs per step; their median is not thrown off by one slow mirror
+
+Clock = Callable[[], float]
+
+
+class Progress(Protocol):
+    """A screen for events: enter it, call it with each event, leave it."""
+
+    def __call__(self, event: Event) -> None:
+        """Take an event in, and show it if it is one to show."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def progress(home: Home, output: Output, *, verbose: bool = False) -> Progress:
+    """The screen that suits where standard output goes. verbose: show tasks and nodes as well as steps."""
+    if output is Output.JSON:
+        return Json()
+    timings = Timings(home.cache / "timings.json")
+    if on_terminal():
+        return Terminal(timings, verbose=verbose)
+    return Lines(timings, verbose=verbose)
+
+
+class Timings:
+    """How many seconds steps took when they passed earlier, by name, kept in one small file of the cache.
+
+    It only serves guesses: a file that is missing or unreadable is as good as an empty one.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._earlier = _read_timings(file)
+        self._new: dict[str, list[float]] = {}
+
+    def expected(self, name: str) -> float | None:
+        """The usual seconds of the step, None when it never passed here."""
+        earlier = self._earlier.get(name)
+        return statistics.median(earlier) if earlier else None
+
+    def add(self, name: str, seconds: float) -> None:
+        """Remember what a step took; `save` writes it down."""
+        self._new.setdefault(name, []).append(seconds)
+
+    def save(self) -> None:
+        """Write down what was added, beside what other labs' runs have written meanwhile."""
+        if not self._new:
+            return
+        merged = _read_timings(self._file)
+        for name, seconds in self._new.items():
+            merged[name] = [*merged.get(name, []), *seconds][-_KEPT_TIMINGS:]
+        self._new = {}
+        try:
+            write_atomically(self._file, json.dumps(merged, indent=1, sort_keys=True) + "\n")
+        except OSError:  # a guess is not worth failing for, least of all on a full disk
+            return
+
+
+def _read_timings(file: Path) -> dict[str, list[float]]:
+    try:
+        document = json.loads(file.read_text())
+        return {str(name): [float(each) for each in seconds] for name, seconds in document.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+@dataclass
+class Running:
+    """A step that has started and not ended. task: what it is doing just now, when it says so."""
+
+    name: str
+    subject: str
+    begin: float
+    task: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, with the node that it is about."""
+        return _title(self.name, self.subject)
+
+
+@dataclass
+class Board:
+    """What is running, what is still to come, and since when: the state behind a screen."""
+
+    timings: Timings
+    clock: Clock = time.monotonic
+    running: dict[int, Running] = field(default_factory=dict)
+    to_come: list[str] = field(default_factory=list)
+    begin: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin = self.clock()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the work began."""
+        return self.clock() - self.begin
+
+    def note(self, event: Event) -> None:
+        """Take an event in."""
+        kind = _short(event.type)
+        name = str(event.data.get("name", ""))
+        if event.type == PLANNED:
+            self.to_come = [str(each) for each in event.data.get("steps", [])]
+        elif kind == "step.started":
+            self.running[event.id] = Running(name, event.subject, self.clock())
+            self._not_to_come(name)
+        elif kind == "step.skipped":
+            self._not_to_come(name)
+        elif kind in ("step.passed", "step.failed", "step.interrupted"):
+            self.running.pop(int(event.data.get("step", 0)), None)
+            if kind == "step.passed":
+                self.timings.add(name, float(event.data.get("seconds", 0)))
+        elif kind.startswith("task.") and self.running:
+            step = self.running.get(int(event.data.get("step", 0))) or self.running[max(self.running)]
+            step.task = _title(name, event.subject) if kind == "task.started" else ""
+
+    def remaining(self) -> str:
+        """A guess such as "about 40 s left" from earlier runs; empty when there is nothing to go by."""
+        left, unknown = 0.0, 0
+        for name in self.to_come:
+            expected = self.timings.expected(name)
+            left += expected or 0.0
+            unknown += expected is None
+        for step in self.running.values():
+            expected = self.timings.expected(step.name)
+            left += max(0.0, (expected or 0.0) - (self.clock() - step.begin))
+            unknown += expected is None
+        if left < 1:  # nothing known, or it takes longer than it ever did: say nothing rather than "0 s left"
+            return ""
+        return f"{'at least' if unknown else 'about'} {seconds_text(5 * math.ceil(left / 5))} left"
+
+    def _not_to_come(self, name: str) -> None:
+        if name in self.to_come:
+            self.to_come.remove(name)
+
+
+class Lines:
+    """Plain lines for logs and CI: `[  12.3 s] boot on controller: passed in 2.8 s`."""
+
+    def __init__(self, timings: Timings, *, verbose: bool = False, clock: Clock = time.monotonic) -> None:
+        self._board = Board(timings, clock)
+        self._verbose = verbose
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._board.timings.save()
+
+    def __call__(self, event: Event) -> None:
+        """Print the event, if it is one to show."""
+        with self._lock:
+            self._board.note(event)
+            words = describe(event, verbose=self._verbose)
+            if words:
+                typer.echo(f"[{self._board.elapsed:7.1f} s] {words}")
+
+
+class Json:
+    """Each event as one line: a CloudEvents object."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        """Print the event."""
+        print_json_line(event.cloudevent())
+
+
+class Terminal:
+    """Steps that ended scroll by, one line each; those that run stay below, with a spinner."""
+
+    def __init__(
+        self,
+        timings: Timings,
+        *,
+        verbose: bool = False,
+        clock: Clock = time.monotonic,
+        console: "Console | None" = None,
+    ) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.spinner import Spinner
+
+        self._board = Board(timings, clock)
+        self._verbose = verbose
+        self._console = console or Console(highlight=False)
+        self._spinner = Spinner("dots", style="cyan")
+        # Rich draws from a thread of its own, while events come from the thread that works.
+        self._lock = threading.Lock()
+        self._live = Live(
+            console=self._console, get_renderable=self._render, refresh_per_second=5, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+        self._board.timings.save()
+
+    def __call__(self, event: Event) -> None:
+        """Print the event if something ended; what runs is drawn below."""
+        with self._lock:
+            self._board.note(event)
+        line = self._line(event)
+        if line is not None:
+            self._live.console.print(line)
+
+    def _line(self, event: Event) -> "Text | None":
+        from rich.text import Text
+
+        kind = _short(event.type)
+        sign, style = _SIGNS.get(kind, ("", ""))
+        if not sign:
+            words = describe(event, verbose=self._verbose)
+            return Text(f"  {words}", style="dim") if words and not kind.endswith(".started") else None
+        line = Text.assemble((sign, style), " ", _title(str(event.data.get("name", "")), event.subject))
+        seconds = event.data.get("seconds")
+        if seconds is not None:
+            line.append(f"  {seconds_text(float(seconds))}", style="dim")
+        elif kind == "step.skipped":
+            line.append("  done before", style="dim")
+        if kind in ("step.failed", "check.failed") and event.data.get("error"):
+            line.append(f"  {event.data['error']}", style="red")
+        return line
+
+    def _render(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.text import Text
+
+        now = self._board.clock()
+        with self._lock:
+            lines: list[RenderableType] = [
+                self._running_line(step, now) for step in self._board.running.values()
+            ]
+            remaining = self._board.remaining()
+        whole = seconds_text(self._board.elapsed) + (f", {remaining}" if remaining else "")
+        return Group(*lines, Text(f"  {whole}", style="dim"))
+
+    def _running_line(self, step: Running, now: float) -> "Text":
+        from rich.text import Text
+
+        frame = self._spinner.render(self._console.get_time())
+        assert isinstance(frame, Text)
+        line = Text.assemble(frame, " ", step.title, (f"  {seconds_text(now - step.begin)}", "dim"))
+        if step.task:
+            line.append(f"  {step.task}", style="dim")
+        line.truncate(self._console.width, overflow="ellipsis")
+        return line
+
+
+_SIGNS: Mapping[str, tuple[str, str]] = {
+    "step.passed": ("✓", "green"),
+    "step.failed": ("✗", "bold red"),
+    "step.interrupted": ("■", "yellow"),
+    "step.skipped": ("✓", "dim"),
+    "check.passed": ("✓", "green"),
+    "check.failed": ("✗", "bold red"),
+    "check.skipped": ("-", "dim"),
+}
+_SHOWN: Sequence[str] = ("step.", "check.", "node.crashed")
+
+
+def describe(event: Event, *, verbose: bool = False) -> str:
+    """An event in words, on one line; empty for one that is shown only when `verbose`."""
+    kind = _short(event.type)
+    if not verbose and not kind.startswith(tuple(_SHOWN)):
+        return ""
+    about, _, what = kind.rpartition(".")
+    title = _title(str(event.data.get("name", "")), event.subject)
+    words = title if about in ("step", "check", "task") and title else f"{about} {title}".strip()
+    result = {"started": "...", "skipped": "done before" if about == "step" else "skipped"}.get(what, what)
+    seconds: Any = event.data.get("seconds")
+    if seconds is not None:
+        result += f" {'in' if what == 'passed' else 'after'} {seconds_text(float(seconds))}"
+    if what in ("failed", "crashed") and event.data.get("error"):
+        result += f": {event.data['error']}"
+    return f"{words} {result}" if what == "started" else f"{words}: {result}"
+
+
+def _short(kind: str) -> str:
+    return kind.removeprefix("stacklab.")
+
+
+def _title(name: str, subject: str) -> str:
+    if not name or not subject or subject in name:
+        return name or subject
+    return f"{name} on {subject}"

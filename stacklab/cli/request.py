@@ -1,0 +1,45 @@
+"""The options by which `up` and `plan` say what is to be built."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class NodeKind(StrEnum):
+    """What the nodes of a lab are."""
+
+    AUTO = "auto"
+    LXC = "lxc"
+
+
+Layer = Annotated[
+    int | None,
+    typer.Option(
+        "--layer",
+        "-l",
+        min=1,
+        metavar="N",
+        help="Climb to this layer; by default where the lab stands, or 1.",
+    ),
+]
+Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="The layer profile.")]
+Release = Annotated[str | None, typer.Option("--release", metavar="NAME", help="The OpenStack release.")]
+Topology = Annotated[
+    str | None, typer.Option("--topology", metavar="NAME", help="The nodes and their roles.")
+]
+NodeKindOption = Annotated[
+    NodeKind | None, typer.Option("--node-kind", help="What nodes are; auto takes the best that works here.")
+]
+With = Annotated[
+    list[str] | None, typer.Option("--with", metavar="SERVICE", help="Add a service; repeatable.")
+]
+Without = Annotated[
+    list[str] | None, typer.Option("--without", metavar="SERVICE", help="Leave a service out; repeatable.")
+]
+SearchPath = Annotated[
+    list[Path] | None,
+    typer.Option("--path", metavar="FOLDER", help="Look for services and profiles here, too; repeatable."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Build from the cache alone.")]
