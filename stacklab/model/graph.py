@@ -26,6 +26,11 @@ class Graph:
         self.profile = profile
         self._services = services
 
+    @cached_property
+    def services(self) -> Mapping[str, Service]:
+        """All services that there are, each after what it requires, whether a layer holds them or not."""
+        return {name: self._services[name] for name in self._in_order(self._services)}
+
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers of the profile, from the bottom up."""
