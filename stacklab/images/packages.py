@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stacklab.files import remove_tree
+from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.images.command import run_logged
 from stacklab.images.store import Image, Store
@@ -70,6 +70,9 @@ def install_command(root: Path, packages: Sequence[str], downloads: Downloads) -
     """The command that installs `packages` below `root`; to be run in a private mount namespace."""
     downloads.archives.mkdir(parents=True, exist_ok=True)
     downloads.lists.mkdir(parents=True, exist_ok=True)
+    # The machine's resolv.conf may be a link into /run, which a lab's namespace has of its own.
+    resolver = downloads.folder / "resolv.conf"
+    write_atomically(resolver, Path("/etc/resolv.conf").read_bytes())
     script = data_dir() / "templates" / "images" / "install-packages"
-    online = "yes" if downloads.online else "no"
-    return ["sh", str(script), str(root), str(downloads.archives), str(downloads.lists), online, *sorted(packages)]
+    folders = [root, downloads.archives, downloads.lists, resolver]
+    return ["sh", str(script), *map(str, folders), "yes" if downloads.online else "no", *sorted(packages)]

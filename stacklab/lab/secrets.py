@@ -26,6 +26,18 @@ def ensure_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[st
     return merged
 
 
+def placeholder_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[str, str]]:
+    """The secrets as they are, with a placeholder for each that `up` would make; nothing is written."""
+    known: dict[str, dict[str, str]] = yaml.safe_load(file.read_text()) if file.exists() else {}
+    return {
+        identifier(service.name): {
+            identifier(name): _old(known, identifier(service.name), identifier(name)) or "(made by up)"
+            for name in service.secrets
+        }
+        for service in services
+    }
+
+
 def identifier(name: str) -> str:
     """A service's or secret's name as templates write it."""
     return name.replace("-", "_")

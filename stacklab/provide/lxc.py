@@ -101,10 +101,10 @@ class LxcProvider:
                     return NodeState.RUNNING
         return NodeState.STOPPED if self._disk(node).is_dir() else NodeState.ABSENT
 
-    def install_command(self, node: Node) -> list[str]:
-        """Enter the lab's mounts but not its network: packages come by the machine's."""
+    def root_view(self, node: Node) -> tuple[list[str], Path]:
+        """Enter the lab's mounts, where the overlay is mounted, but keep the machine's network."""
         pid = self._namespace.pid()
-        return ["nsenter", f"--target={pid}", "--mount", "--", str(self._disk(node) / "root")]
+        return ["nsenter", f"--target={pid}", "--mount", "--", "unshare", "--mount"], self._disk(node) / "root"
 
     def _disk(self, node: Node) -> Path:
         return self._folder / node.name

@@ -54,6 +54,9 @@ class Provider(Protocol):
     def state(self, node: Node) -> NodeState:
         """What is there of the node."""
 
-    def install_command(self, node: Node) -> list[str]:
-        """The start of a command line that runs what follows with the node's root as `/`, and the machine's network."""
+    def root_view(self, node: Node) -> tuple[list[str], Path]:
+        """A prefix for command lines, and the path by which such a command sees the node's root.
+
+        Commands run natively on the machine, with its network and a mount namespace of their own.
+        """
 

@@ -1,0 +1,129 @@
+"""What a lab is to be: the user's request resolved against the catalog, before anything is touched."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from stacklab.errors import UsageError
+from stacklab.lab.lab import Lab, LabSettings, nodes_of
+from stacklab.model.catalog import Catalog
+from stacklab.model.release import Release
+from stacklab.model.service import Part, Service
+from stacklab.provide.provider import Node
+
+DEFAULT_PROFILE = "openstack"
+DEFAULT_TOPOLOGY = "all-in-one"
+NODE_KINDS = ("auto", "lxc")
+
+
+@dataclass(frozen=True)
+class UpRequest:
+    """What the user asks of `up` or `plan`. None and () mean: as the lab is, or the default for a new one."""
+
+    lab: str = "default"
+    layer: int | None = None
+    profile: str | None = None
+    release: str | None = None
+    topology: str | None = None
+    node_kind: str | None = None
+    with_services: tuple[str, ...] = ()
+    without_services: tuple[str, ...] = ()
+    offline: bool = False
+    path: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A lab, resolved: what its settings will be, and which services make up each of its layers.
+
+    cuts: the services of layer 1, 2, ... up to the layer asked for; each in an order that its requirements allow.
+    """
+
+    settings: LabSettings
+    target: int
+    release: Release
+    cuts: tuple[tuple[Service, ...], ...]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The lab's nodes."""
+        return self.settings.nodes
+
+    @cached_property
+    def services(self) -> tuple[Service, ...]:
+        """All services, bottom up."""
+        return tuple(service for cut in self.cuts for service in cut)
+
+    def up_to(self, layer: int) -> tuple[Service, ...]:
+        """The services of the layers 1 to `layer`."""
+        return tuple(service for cut in self.cuts[:layer] for service in cut)
+
+    def packages(self, services: Iterable[Service], node: Node) -> tuple[str, ...]:
+        """The packages that `services` need on a node, sorted, each once."""
+        return tuple(
+            sorted({package for service in services for part in parts_on(service, node) for package in part.packages})
+        )
+
+
+def parts_on(service: Service, node: Node) -> list[Part]:
+    """The parts of a service that run on a node."""
+    return [part for role, part in service.parts.items() if role in node.roles]
+
+
+def resolve(lab: Lab, request: UpRequest) -> Blueprint:
+    """Resolve a request for a lab, new or standing.
+
+    Raises UsageError for a name that is not there, for a choice that a standing lab cannot change any more, or for a layer
+    that is not built yet; ModelError for what is wrong in the files.
+    """
+    standing = lab.settings if lab.exists else None
+    path = request.path or (tuple(map(Path, standing.path)) if standing else ())
+    catalog = Catalog.load(path)
+    if standing is None:
+        profile = catalog.profile(request.profile or DEFAULT_PROFILE)
+        topology = catalog.topology(request.topology or DEFAULT_TOPOLOGY)
+        settings = LabSettings(
+            profile=profile.name,
+            release=catalog.release(request.release or profile.release).name,
+            topology=topology.name,
+            node_kind=_node_kind(request.node_kind),
+            with_services=request.with_services,
+            without_services=request.without_services,
+            path=tuple(str(folder.absolute()) for folder in path),
+            nodes=nodes_of(topology),
+        )
+    else:
+        _refuse_changes(lab, standing, request)
+        settings = standing.model_copy(
+            update={
+                "with_services": _merge(standing.with_services, request.with_services, request.without_services),
+                "without_services": _merge(standing.without_services, request.without_services, request.with_services),
+                "path": tuple(str(folder.absolute()) for folder in path),
+            }
+        )
+    graph = catalog.graph(settings.profile)
+    target = max(request.layer or 1, settings.layer)
+    cuts = graph.cuts(target, settings.with_services, settings.without_services)
+    return Blueprint(settings, target, catalog.release(settings.release), cuts)
+
+
+def _merge(old: tuple[str, ...], more: tuple[str, ...], gone: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in (*old, *more) if name not in gone))
+
+
+def _node_kind(asked: str | None) -> str:
+    """`auto` takes lxc for as long as it is the only kind that is built."""
+    if asked not in (None, *NODE_KINDS):
+        raise UsageError(f"there is no node kind '{asked}'; there is: {', '.join(NODE_KINDS)}")
+    return "lxc"
+
+
+def _refuse_changes(lab: Lab, standing: LabSettings, request: UpRequest) -> None:
+    asked = {"profile": request.profile, "release": request.release, "topology": request.topology}
+    for what, wanted in asked.items():
+        if wanted is not None and wanted != getattr(standing, what):
+            raise UsageError(
+                f"lab '{lab.name}' is built from the {what} '{getattr(standing, what)}', which cannot become '{wanted}'",
+                hint=f"stacklab destroy --lab {lab.name}, or take another name with --lab",
+            )

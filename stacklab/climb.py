@@ -1,0 +1,154 @@
+"""The climb: from nothing, or from wherever a lab stands, up to a layer.
+
+Read `up` from top to bottom: it is the path that everything in stacklab is part of. Each step looks whether it is
+done already, so that the same call resumes after Ctrl-C, a crash or a reboot, and only looks at a healthy lab.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.check import check_layer, is_healthy
+from stacklab.home import Home
+from stacklab.host.apt import host_mirror
+from stacklab.host.checks import preflight
+from stacklab.images.base import ensure_base
+from stacklab.images.command import run_logged
+from stacklab.images.guest import ensure_guest
+from stacklab.images.packages import Downloads, ensure_packages, install_command
+from stacklab.images.store import Image, Store
+from stacklab.journal import Listener
+from stacklab.lab.access import ensure_keys, identity_files, ssh_options
+from stacklab.lab.lab import Lab
+from stacklab.lab.secrets import ensure_secrets
+from stacklab.provide.provider import NodeState
+from stacklab.render import HostFacts, Rendered, Renderer
+from stacklab.run import run_playbook
+
+GUEST_FILE = "guest.qcow2"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `up` did. layer: where the lab stands. changed: whether anything had to be done. seconds: how long it took."""
+
+    layer: int
+    changed: bool
+    seconds: float
+
+
+def up(home: Home, request: UpRequest, listener: Listener) -> Summary:
+    """Bring a lab up to the layer asked for, and tell `listener` each event on the way.
+
+    Raises UsageError and HostUnfit before anything is built, StepFailed when a step fails (what passed before it is kept),
+    CheckFailed when the cloud is there and does not do what it should.
+    """
+    began = time.monotonic()
+    lab = Lab(home, request.lab)
+    blueprint = resolve(lab, request)
+    with lab.locked():
+        host = preflight(home, blueprint)
+        lab.save(blueprint.settings)
+        lab.journal.subscribe(listener)
+        climb = _Climb(lab, blueprint, host, online=not request.offline)
+        changed = climb.run()
+    return Summary(blueprint.target, changed, time.monotonic() - began)
+
+
+class _Climb:
+    """One run of `up` on one lab."""
+
+    def __init__(self, lab: Lab, blueprint: Blueprint, host: HostFacts, *, online: bool) -> None:
+        self.lab = lab
+        self.blueprint = blueprint
+        self.host = host
+        self.store = Store(lab.home.cache / "images")
+        self.downloads = Downloads(lab.home.cache / "packages", online)
+        self.log = lab.folder / "images.log"
+        self.secrets = ensure_secrets(lab.folder / "secrets.yaml", blueprint.services)
+
+    def run(self) -> bool:
+        """Do what is left to do; returns whether anything was."""
+        if self._stands():
+            return False
+        self.lab.journal.record("stacklab.lab.planned", self.lab.name, steps=self._planned())
+        if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
+            self._make_nodes(self._image())
+        self.lab.start()
+        guest = self._guest()
+        for layer in range(1, self.blueprint.target + 1):
+            rendered = self._render(layer, guest)
+            if not self.lab.journal.passed(rendered.applied_key):
+                self._apply(rendered)
+        return True
+
+    def _stands(self) -> bool:
+        """Whether the lab is up on its layer, as it would be rendered now, and healthy. Nothing is changed."""
+        if self.blueprint.settings.layer < self.blueprint.target or self.lab.namespace.pid() is None:
+            return False
+        rendered = self._render(self.blueprint.target, self._guest())
+        return self.lab.journal.passed(rendered.applied_key) and is_healthy(self.lab, self.blueprint)
+
+    def _planned(self) -> list[str]:
+        names = ["base image", "packages", "guest image", "namespaces", "node"]
+        return [*names, *(f"layer {cut}{word}" for cut in range(1, self.blueprint.target + 1) for word in ("", " checks"))]
+
+    def _image(self) -> Image:
+        """The image that new nodes start from: the base, and on it the packages of all layers asked for."""
+        journal = self.lab.journal
+        with journal.step("base image"):
+            base = ensure_base(self.store, self.blueprint.release, host_mirror(), self.downloads.base, self.log)
+        packages = sorted({name for node in self.blueprint.nodes for name in self._packages(node.name)})
+        with journal.step("packages"):
+            return ensure_packages(self.store, base, packages, self.downloads, self.log)
+
+    def _packages(self, node: str) -> Sequence[str]:
+        return self.blueprint.packages(self.blueprint.services, self.lab.node(node))
+
+    def _guest(self) -> Path:
+        """The guest's disk image, built when the cache has none."""
+        return ensure_guest(self.store, self.blueprint.release, host_mirror(), self.downloads, self.log)
+
+    def _make_nodes(self, image: Image) -> None:
+        ensure_keys(self.lab, self.blueprint.nodes)
+        trees = [layer.tree for layer in self.store.chain(image)]
+        self.lab.namespace.start()
+        for node in self.blueprint.nodes:
+            if self.lab.provider.state(node) is NodeState.ABSENT:
+                self.lab.provider.create(node, trees, identity_files(self.lab, node))
+                self.lab.journal.record("stacklab.node.created", node.name)
+
+    def _render(self, layer: int, guest: Path) -> Rendered:
+        renderer = Renderer(
+            self.lab.name, self.blueprint, self.secrets, self.host, ssh_options(self.lab), {GUEST_FILE: guest}
+        )
+        return renderer.layer(layer)
+
+    def _apply(self, rendered: Rendered) -> None:
+        """Bring one layer up on the nodes, check it, and record that the lab stands on it."""
+        journal, layer = self.lab.journal, rendered.layer
+        folder = self.lab.folder / "rendered" / f"layer-{layer}"
+        rendered.write(folder)
+        self._add_missing_packages(layer)
+        with journal.step(f"layer {layer}"):
+            run_playbook(self.lab, folder)
+        with journal.step(f"layer {layer} checks", key=rendered.applied_key):
+            check_layer(self.lab, self.blueprint, layer)
+        settings = self.lab.settings
+        services = tuple(service.name for service in self.blueprint.up_to(layer))
+        self.lab.save(settings.model_copy(update={"layer": max(layer, settings.layer), "services": services}))
+
+    def _add_missing_packages(self, layer: int) -> None:
+        """Install into running nodes what was not asked for when they were made."""
+        for node in self.blueprint.nodes:
+            wanted = self.blueprint.packages(self.blueprint.up_to(layer), node)
+            check = self.lab.run_on(node.name, ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *wanted])
+            present = {line.split()[1] for line in check.stdout.splitlines() if line.startswith("installed ")}
+            missing = [name for name in wanted if name not in present]
+            if missing:
+                with self.lab.journal.step("more packages", node.name):
+                    prefix, root = self.lab.provider.root_view(node)
+                    install = install_command(root, missing, self.downloads)
+                    run_logged([*prefix, *install], self.log, "installing packages")

@@ -1,0 +1,114 @@
+"""What `up` would do: images, steps, files and their differences. Nothing is touched."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from stacklab.blueprint import UpRequest, resolve
+from stacklab.home import Home
+from stacklab.images.base import base_inputs
+from stacklab.images.packages import packages_inputs
+from stacklab.images.store import Store
+from stacklab.lab.access import ssh_options
+from stacklab.lab.lab import Lab
+from stacklab.lab.secrets import placeholder_secrets
+from stacklab.provide.provider import NodeState
+from stacklab.render import HostFacts, Rendered, Renderer, differences
+from stacklab.steps import Step
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """An image that the lab needs; cached: it is there already."""
+
+    kind: str
+    key: str
+    cached: bool
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that would be written or removed. difference: a unified diff, empty when the content is secret."""
+
+    node: str
+    path: str
+    action: str
+    difference: str
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One layer: its services; the steps that would run, by node; the files that would change."""
+
+    number: int
+    services: tuple[str, ...]
+    steps: tuple[tuple[str, str], ...]
+    files: tuple[PlannedFile, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that `up` would do. nodes: the nodes that would be made."""
+
+    lab: str
+    layer: int
+    images: tuple[PlannedImage, ...]
+    nodes: tuple[str, ...]
+    layers: tuple[PlannedLayer, ...]
+
+
+def make_plan(home: Home, request: UpRequest, host: HostFacts) -> Plan:
+    """Plan a request. Raises UsageError and ModelError as `up` does."""
+    lab = Lab(home, request.lab)
+    blueprint = resolve(lab, request)
+    absent = tuple(
+        node.name for node in blueprint.nodes if not lab.exists or lab.provider.state(node) is NodeState.ABSENT
+    )
+    store = Store(home.cache / "images")
+    images = []
+    if absent:
+        inputs = base_inputs(blueprint.release)
+        packages = {name for node in blueprint.nodes for name in blueprint.packages(blueprint.services, node)}
+        images.append(_planned_image(store, "base", inputs))
+        base = store.find("base", inputs)
+        if base:
+            images.append(_planned_image(store, "packages", packages_inputs(base, sorted(packages))))
+    secrets = placeholder_secrets(lab.folder / "secrets.yaml", blueprint.services)
+    renderer = Renderer(lab.name, blueprint, secrets, host, ssh_options(lab))
+    layers = []
+    for number in range(1, blueprint.target + 1):
+        rendered = renderer.layer(number)
+        before = lab.folder / "rendered" / f"layer-{number}"
+        if lab.exists and lab.journal.passed(rendered.applied_key):
+            continue
+        services = tuple(service.name for service in blueprint.cuts[number - 1])
+        layers.append(PlannedLayer(number, services, _steps(rendered), tuple(_files(before, rendered))))
+    return Plan(lab.name, blueprint.target, tuple(images), absent, tuple(layers))
+
+
+def _planned_image(store: Store, kind: str, inputs: dict[str, object]) -> PlannedImage:
+    from stacklab.images.store import key_of
+
+    return PlannedImage(kind, key_of(inputs), store.find(kind, inputs) is not None)
+
+
+def _steps(rendered: Rendered) -> tuple[tuple[str, str], ...]:
+    on_nodes: list[tuple[str, Step]] = [(node, step) for node, steps in rendered.steps.items() for step in steps]
+    return tuple((node, step.id) for node, step in on_nodes)
+
+
+def _files(before: Path, rendered: Rendered) -> list[PlannedFile]:
+    planned = []
+    for node, path, old, new in differences(before, rendered):
+        file = rendered.files[node].get(path)
+        action = "remove" if file is None else ("change" if (before / "files" / node / path.lstrip("/")).exists() else "add")
+        shown = "" if file is None or file.secret else _diff(path, old, new)
+        planned.append(PlannedFile(node, path, action, shown))
+    return planned
+
+
+def _diff(path: str, old: bytes, new: bytes) -> str:
+    lines = difflib.unified_diff(
+        old.decode(errors="replace").splitlines(), new.decode(errors="replace").splitlines(), path, path, lineterm=""
+    )
+    return "\n".join(lines)

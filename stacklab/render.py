@@ -1,0 +1,332 @@
+"""Everything that a layer puts on the nodes, rendered on the controller: files, steps, playbook and inventory.
+
+What is rendered lies in the lab's folder before anything is run, so that it can be read, compared with what was
+there before (`stacklab plan`), and run by hand.
+"""
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, TemplateError, TemplateSyntaxError
+
+from stacklab.blueprint import Blueprint, parts_on
+from stacklab.errors import ModelError, Problem
+from stacklab.files import remove_tree, write_atomically
+from stacklab.home import data_dir
+from stacklab.lab.secrets import identifier
+from stacklab.model.service import Service
+from stacklab.model.topology import MANAGEMENT, PROVIDER
+from stacklab.provide.provider import Node
+from stacklab.steps import Scope, Step, final_steps, image_path, node_steps
+from stacklab.templating import service_environment, stacklab_environment
+
+JOBS = 4
+REGION = "RegionOne"
+
+
+@dataclass(frozen=True)
+class RenderedFile:
+    """A file on a node. secret: its content must not be shown."""
+
+    content: bytes
+    owner: str = "root"
+    group: str = "root"
+    mode: int = 0o644
+
+    @property
+    def secret(self) -> bool:
+        """Whether others on the node may not read it either."""
+        return not self.mode & 0o004
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What templates may know of the machine that the nodes run on."""
+
+    kvm: bool
+    openvswitch: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A layer as rendered.
+
+    files: by node, by path. steps: by node; final: those for the controller when all nodes run. playbook, inventory: texts.
+    """
+
+    layer: int
+    files: Mapping[str, Mapping[str, RenderedFile]]
+    steps: Mapping[str, Sequence[Step]]
+    final: Sequence[Step]
+    playbook: str
+    inventory: str
+    images: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The hash of everything in it, in hex."""
+        digest = hashlib.sha256()
+        for node, files in sorted(self.files.items()):
+            for path, file in sorted(files.items()):
+                digest.update(f"{node} {path} {file.owner} {file.group} {file.mode:o} {len(file.content)}\n".encode())
+                digest.update(file.content)
+        digest.update(self.playbook.encode())
+        return digest.hexdigest()
+
+    @property
+    def applied_key(self) -> str:
+        """The key of the journal's step that says: this very layer was applied and passed its checks."""
+        return f"layer-{self.layer}/{self.key}"
+
+    def write(self, folder: Path) -> None:
+        """Put it into `folder`, whole, replacing what is there. It holds secrets: only root may enter."""
+        new = folder.with_name(f".{folder.name}.new")
+        remove_tree(new)
+        new.mkdir(parents=True, mode=0o700)
+        (new / "playbook.yml").write_text(self.playbook)
+        (new / "inventory.yml").write_text(self.inventory)
+        for node, files in self.files.items():
+            (new / "trees").mkdir(exist_ok=True)
+            (new / "trees" / f"{node}.tar.gz.b64").write_bytes(base64.b64encode(_archive(files)))
+            for path, file in files.items():
+                target = new / "files" / node / path.lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.content)
+        remove_tree(folder)
+        new.rename(folder)
+        write_atomically(folder / "key", self.key)
+
+
+class Renderer:
+    """Renders the layers of one lab.
+
+    lab: its name. secrets: by service and name. ssh: arguments of ssh(1) for Ansible. images: the files of images to
+    upload, by name.
+    """
+
+    def __init__(
+        self,
+        lab: str,
+        blueprint: Blueprint,
+        secrets: Mapping[str, Mapping[str, str]],
+        host: HostFacts,
+        ssh: Sequence[str] = (),
+        images: Mapping[str, Path] | None = None,
+    ) -> None:
+        self._lab = lab
+        self._blueprint = blueprint
+        self._secrets = {service: dict(names) for service, names in secrets.items()}
+        self._host = host
+        self._ssh = ssh
+        self._images = images or {}
+        self._controller = next(node for node in blueprint.nodes if "controller" in node.roles)
+        self._environment = service_environment({})
+        self._environment.loader = FileSystemLoader(data_dir() / "profiles" / "fragments")
+
+    def layer(self, number: int) -> Rendered:
+        """Render the layers 1 to `number` as they are when layer `number` is up.
+
+        Raises ModelError with every template that cannot be rendered, at its line.
+        """
+        services = self._blueprint.up_to(number)
+        problems: list[Problem] = []
+        files = {node.name: self._files(node, services, problems) for node in self._blueprint.nodes}
+        if problems:
+            raise ModelError(problems)
+        steps = {node.name: node_steps(self._scope(node, services, files)) for node in self._blueprint.nodes}
+        final = [] if self._alone else final_steps(self._scope(self._controller, services, files))
+        whole = {node: dict(tree) for node, tree in files.items()}
+        for node, tree in whole.items():
+            tree["/var/lib/stacklab/steps.json"] = _steps_file(steps[node])
+            tree["/usr/lib/stacklab/register.py"] = RenderedFile(
+                (data_dir() / "playbooks" / "files" / "register.py").read_bytes(), mode=0o755
+            )
+        if final:
+            whole[self._controller.name]["/var/lib/stacklab/final.json"] = _steps_file(final)
+        images = {
+            image.file: self._images.get(image.file, service.folder / image.file)
+            for service in services
+            for image in service.resources.images
+        }
+        return Rendered(
+            number, whole, steps, final, self._playbook(number, services, bool(final), images), self._inventory(), images
+        )
+
+    @property
+    def _alone(self) -> bool:
+        return len(self._blueprint.nodes) == 1
+
+    def _context(self, node: Node, services: Sequence[Service]) -> dict[str, Any]:
+        return {
+            "lab": {"name": self._lab},
+            "release": {"name": self._blueprint.release.name},
+            "node": _node_facts(node),
+            "nodes": [_node_facts(other) for other in self._blueprint.nodes],
+            "controller": self._controller.address,
+            "services": {service.name: service for service in services},
+            "secrets": self._secrets,
+            "network": {"management": MANAGEMENT, "provider": PROVIDER},
+            "host": self._host,
+            "workers": 1,
+        }
+
+    def _files(
+        self, node: Node, services: Sequence[Service], problems: list[Problem]
+    ) -> dict[str, RenderedFile]:
+        context = self._context(node, services)
+        files: dict[str, RenderedFile] = {}
+        owners: dict[str, str] = {}
+        for service in services:
+            if not parts_on(service, node):
+                continue
+            top = service.folder / "files"
+            for source in sorted(file for file in top.rglob("*") if file.is_file()):
+                path = f"/{source.relative_to(top).as_posix()}"
+                if source.suffix == ".j2":
+                    path = path.removesuffix(".j2")
+                    content = _render_file(self._environment, source, context, problems)
+                else:
+                    content = source.read_bytes()
+                if path in files:
+                    problems.append(Problem(source, 1, 1, f"{path} is a file of the service '{owners[path]}' too"))
+                ownership = service.files.ownership(path)
+                owners[path] = service.name
+                files[path] = RenderedFile(content, ownership.owner, ownership.group, int(ownership.mode, 8))
+        return files
+
+    def _scope(
+        self, node: Node, services: Sequence[Service], files: Mapping[str, Mapping[str, RenderedFile]]
+    ) -> Scope:
+        context = self._context(node, services)
+
+        def files_hash(service: Service) -> str:
+            top = service.folder / "files"
+            paths = [f"/{file.relative_to(top).as_posix()}".removesuffix(".j2") for file in sorted(top.rglob("*"))]
+            tree = files[node.name]
+            return hashlib.sha256(b"\0".join(tree[path].content for path in paths if path in tree)).hexdigest()
+
+        return Scope(
+            node=node,
+            controller=self._controller,
+            services=services,
+            alone=self._alone,
+            secrets=self._secrets,
+            files_hash=files_hash,
+            render=lambda text: self._environment.from_string(text).render(context),
+            admin={
+                "url": f"http://{self._controller.address}:5000/v3",
+                "user": "admin",
+                "password": self._secrets.get("keystone", {}).get("admin", ""),
+                "project": "admin",
+            },
+        )
+
+    def _playbook(
+        self, number: int, services: Sequence[Service], has_final: bool, images: Mapping[str, Path]
+    ) -> str:
+        others = [node.name for node in self._blueprint.nodes if node != self._controller]
+        plays = [{"title": "Bring up the controller", "nodes": [self._controller.name], "file": "steps.json", "task": "services"}]
+        if others:
+            plays.append({"title": "Bring up the other nodes", "nodes": others, "file": "steps.json", "task": "services"})
+        if has_final:
+            plays.append({"title": "Complete", "nodes": [self._controller.name], "file": "final.json", "task": "services"})
+        tasks: dict[str, list[dict[str, str]]] = {}
+        for service in services:
+            for phase, file in service.tasks.items():
+                tasks.setdefault(phase, []).append({"service": service.name, "file": str(service.folder / file)})
+        return stacklab_environment().get_template("playbooks/layer.yml.j2").render(
+            layer=number,
+            lab=self._lab,
+            plays=plays,
+            tasks=tasks,
+            jobs=JOBS,
+            images=[
+                {"name": name, "source": str(source), "destination": image_path(name)} for name, source in images.items()
+            ],
+        )
+
+    def _inventory(self) -> str:
+        hosts = {
+            node.name: {
+                "ansible_host": node.address,
+                "node_roles": list(node.roles),
+                "services_here": [service.name for service in self._blueprint.services if parts_on(service, node)],
+            }
+            for node in self._blueprint.nodes
+        }
+        shared = {
+            "ansible_user": "root",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_ssh_common_args": " ".join(self._ssh),
+            "controller_node": self._controller.name,
+        }
+        return yaml.safe_dump({"all": {"hosts": hosts, "vars": shared}}, sort_keys=False)
+
+
+def _node_facts(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "address": node.address,
+        "roles": list(node.roles),
+        "provider_interface": PROVIDER.interface,
+    }
+
+
+def _steps_file(steps: Sequence[Step]) -> RenderedFile:
+    text = json.dumps([step.document() for step in steps], indent=1)
+    return RenderedFile(text.encode(), mode=0o600)
+
+
+def _render_file(
+    environment: Environment, source: Path, context: Mapping[str, Any], problems: list[Problem]
+) -> bytes:
+    try:
+        return environment.from_string(source.read_text()).render(context).encode()
+    except TemplateSyntaxError as error:
+        problems.append(Problem(source, error.lineno, 1, error.message or "not a Jinja template"))
+    except TemplateError as error:
+        problems.append(Problem(source, _line_in_template(error), 1, str(error)))
+    return b""
+
+
+def _line_in_template(error: TemplateError) -> int:
+    """Jinja rewrites tracebacks so that the template's own lines stand in them."""
+    line, trace = 1, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _archive(files: Mapping[str, RenderedFile]) -> bytes:
+    """A gzipped tar archive, the same bytes for the same files."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+        for path, file in sorted(files.items()):
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.size, member.mode = len(file.content), file.mode
+            member.uname, member.gname = file.owner, file.group
+            archive.addfile(member, io.BytesIO(file.content))
+    return buffer.getvalue()
+
+
+def differences(old: Path, new: Rendered) -> Iterator[tuple[str, str, bytes, bytes]]:
+    """Files that differ between what is in the folder `old` and `new`: node, path, content before and after."""
+    for node, files in new.files.items():
+        top = old / "files" / node
+        before = {f"/{file.relative_to(top).as_posix()}": file for file in top.rglob("*") if file.is_file()}
+        for path in sorted({*files, *before}):
+            was = before[path].read_bytes() if path in before else b""
+            becomes = files[path].content if path in files else b""
+            if was != becomes or (path in before) != (path in files):
+                yield node, path, was, becomes

@@ -1,0 +1,235 @@
+"""The steps that bring services up on a node, as a graph: each waits for just what it needs.
+
+    S/database        its databases and their user                      needs mariadb
+    S/sync.NAME       its schema, in order                              needs S/database
+    S/init.NAME       its first data, in order                          needs its schema, and what it requires to be ready
+    S/units           its systemd units run, restarted where their files changed
+    S/ready           its ports accept
+    identity          users, services and endpoints of a layer          needs keystone to be ready
+    S/resources       what it has made through the APIs                 needs S to be ready
+    S/final.NAME      what can only be done when all runs
+
+A step that has a stamp is not run again while its stamp, the hash of what went into it, stays the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stacklab.blueprint import parts_on
+from stacklab.lab.secrets import identifier
+from stacklab.model.service import Command, Service
+from stacklab.provide.provider import Node
+
+IDENTITY = "identity"
+DATABASE_SERVICE = "mariadb"
+IDENTITY_SERVICE = "keystone"
+REGISTER = ["/usr/bin/python3", "/usr/lib/stacklab/register.py"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step on a node, as `playbooks/library/converge.py` takes it.
+
+    kind: command, units or ports. run: shell text, or a list of words. timeout: in seconds.
+    """
+
+    id: str
+    kind: str
+    after: tuple[str, ...] = ()
+    run: str | list[str] = ""
+    as_user: str = "root"
+    stdin: str = ""
+    units: tuple[str, ...] = ()
+    ports: tuple[tuple[str, int], ...] = ()
+    timeout: int = 300
+    stamp: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The step as plain values; what it does not use is left out."""
+        named = {
+            "id": self.id,
+            "kind": self.kind,
+            "after": list(self.after),
+            "run": self.run,
+            "as": self.as_user if self.kind == "command" else "",
+            "stdin": self.stdin,
+            "units": list(self.units),
+            "ports": [list(port) for port in self.ports],
+            "timeout": self.timeout,
+            "stamp": self.stamp,
+        }
+        return {name: value for name, value in named.items() if value}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the steps of one node are made for.
+
+    services: those of the lab up to the layer, in order. files_hash: the hash of a
+    service's files on the node. render: renders a command's text. secrets: by service and name.
+    """
+
+    node: Node
+    controller: Node
+    services: Sequence[Service]
+    alone: bool
+    secrets: dict[str, dict[str, str]]
+    files_hash: Callable[[Service], str]
+    render: Callable[[str], str]
+    admin: dict[str, str] = field(default_factory=dict)
+
+
+def node_steps(scope: Scope) -> list[Step]:
+    """The steps of one node, for one layer and the ones below it."""
+    builder = _Builder(scope)
+    for service in scope.services:
+        builder.add_service(service)
+    return builder.finish()
+
+
+def final_steps(scope: Scope) -> list[Step]:
+    """The steps for the controller when the units of all nodes run."""
+    return [step for service in scope.services for step in _chain(scope, service, "final", service.finalise, ())]
+
+
+class _Builder:
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.steps: list[Step] = []
+        self.ready: dict[str, tuple[str, ...]] = {}
+        self.is_controller = scope.node == scope.controller
+
+    def add_service(self, service: Service) -> None:
+        scope = self.scope
+        required = tuple(step for name in service.requires for step in self.ready.get(name, ()))
+        before: tuple[str, ...] = required
+        if self.is_controller:
+            if service.database:
+                self._add(_database_step(scope, service, self.ready.get(DATABASE_SERVICE, ())))
+                synced = _chain(scope, service, "sync", service.database.sync, (f"{service.name}/database",))
+                self._add(*synced)
+                before += (synced[-1].id if synced else f"{service.name}/database",)
+            first = _chain(scope, service, "init", service.initialise, before)
+            self._add(*first)
+            before = (first[-1].id,) if first else before
+        if service.name != IDENTITY_SERVICE and IDENTITY in self._ids():
+            before += (IDENTITY,)
+        self._add_units(service, before)
+        if self.is_controller and service.name == IDENTITY_SERVICE:
+            self._add(_identity_step(scope, self.ready[IDENTITY_SERVICE]))
+        if self.is_controller and _has_resources(service):
+            waits = tuple(step for name in self.ready for step in self.ready[name])
+            self._add(_resources_step(scope, service, waits))
+
+    def _add_units(self, service: Service, before: tuple[str, ...]) -> None:
+        parts = parts_on(service, self.scope.node)
+        units = tuple(unit for part in parts for unit in part.units)
+        ports = tuple((self.scope.node.address, port) for part in parts for port in part.ports)
+        done = before
+        if units:
+            stamp = _hash(self.scope.files_hash(service), units)
+            self._add(Step(f"{service.name}/units", "units", before, units=units, stamp=stamp))
+            done = (f"{service.name}/units",)
+        if ports:
+            self._add(Step(f"{service.name}/ready", "ports", done, ports=ports))
+            done = (f"{service.name}/ready",)
+        self.ready[service.name] = done
+
+    def finish(self) -> list[Step]:
+        """The steps; on a lab of one node with those that need all units to run."""
+        if self.is_controller and self.scope.alone:
+            everything = tuple(step.id for step in self.steps)
+            for step in final_steps(self.scope):
+                self._add(replace(step, after=step.after or everything))
+        return self.steps
+
+    def _add(self, *steps: Step) -> None:
+        self.steps.extend(steps)
+
+    def _ids(self) -> set[str]:
+        return {step.id for step in self.steps}
+
+
+def _chain(
+    scope: Scope, service: Service, phase: str, commands: Iterable[Command], after: tuple[str, ...]
+) -> list[Step]:
+    """Commands as steps, each after the one before it."""
+    steps: list[Step] = []
+    for command in commands:
+        if command.on not in scope.node.roles:
+            continue
+        text = scope.render(command.run)
+        step = Step(
+            f"{service.name}/{phase}.{command.name}",
+            "command",
+            (steps[-1].id,) if steps else after,
+            run=text,
+            as_user=command.user,
+            stamp=_hash(text, command.user),
+        )
+        steps.append(step)
+    return steps
+
+
+def _database_step(scope: Scope, service: Service, after: tuple[str, ...]) -> Step:
+    """One statement per database and user; each may be run again. Names come from the strict model, and need no quoting."""
+    assert service.database is not None
+    user = identifier(service.name)
+    password = scope.secrets[user]["database"]
+    statements = [
+        f"CREATE USER IF NOT EXISTS '{user}'@'%';",
+        f"ALTER USER '{user}'@'%' IDENTIFIED BY '{password}';",
+    ]
+    for name in service.database.names:
+        statements.append(f"CREATE DATABASE IF NOT EXISTS `{name}` CHARACTER SET utf8mb4;")
+        statements.append(f"GRANT ALL ON `{name}`.* TO '{user}'@'%';")
+    sql = "\n".join(statements)
+    return Step(f"{service.name}/database", "command", after, run=["mariadb"], stdin=sql, stamp=_hash(sql))
+
+
+def _identity_step(scope: Scope, after: tuple[str, ...]) -> Step:
+    users, services = [], []
+    for service in scope.services:
+        name = identifier(service.name)
+        if service.identity.user:
+            password = scope.secrets[name]["identity"]
+            users.append({"name": service.identity.user, "password": password, "roles": ["admin", "service"]})
+        for endpoint in service.identity.services:
+            url = f"http://{scope.controller.address}:{endpoint.port}{endpoint.path}"
+            services.append({"name": endpoint.name, "type": endpoint.type, "url": url})
+    return _register(scope, IDENTITY, after, {"users": users, "services": services})
+
+
+def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> Step:
+    resources = service.resources
+    document = {
+        "flavors": [flavor.model_dump() for flavor in resources.flavors],
+        "networks": [network.model_dump() for network in resources.networks],
+        "rules": [rule.model_dump() for rule in resources.rules],
+        "images": [
+            {"name": image.name, "format": image.format, "path": image_path(image.file)} for image in resources.images
+        ],
+    }
+    return _register(scope, f"{service.name}/resources", after, document)
+
+
+def _register(scope: Scope, step: str, after: tuple[str, ...], wanted: dict[str, Any]) -> Step:
+    text = json.dumps({"auth": scope.admin, "region": "RegionOne", **wanted}, sort_keys=True)
+    return Step(step, "command", after, run=REGISTER, stdin=text, stamp=_hash(text))
+
+
+def _has_resources(service: Service) -> bool:
+    resources = service.resources
+    return bool(resources.flavors or resources.networks or resources.images or resources.rules)
+
+
+def image_path(file: str) -> str:
+    """Where on the controller an image's file is put before it is uploaded."""
+    return f"/var/lib/stacklab/images/{file}"
+
+
+def _hash(*inputs: object) -> str:
+    return hashlib.sha256(repr(inputs).encode()).hexdigest()
