@@ -88,6 +88,8 @@ def document(graph: Graph) -> dict[str, Any]:
     """The graph as plain data: the profile, its layers, and each service with its layer (null for none)."""
     return {
         "profile": graph.profile.name,
+        "title": graph.profile.title,
+        "release": graph.profile.release,
         "layers": [
             {
                 "number": cut.number,
@@ -106,6 +108,7 @@ def document(graph: Graph) -> dict[str, Any]:
                 "uses": list(service.uses),
                 "provides": list(service.provides),
                 "emits": list(service.emits),
+                "folder": str(service.folder),
             }
             for service in graph.services.values()
         ],
