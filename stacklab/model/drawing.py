@@ -124,11 +124,12 @@ class _Layout:
         ]
         for sweep in range(_SWEEPS):
             for column in members if sweep % 2 else reversed(members):
-                wish = {
-                    item: fmean(each.middle for each in neighbours[item]) if neighbours[item] else item.middle
-                    for item in column
+                drawn = {
+                    item: fmean(each.middle for each in near) for item in column if (near := neighbours[item])
                 }
-                _stack(sorted(column, key=wish.__getitem__), wish)
+                if drawn:  # what nothing draws goes where the others go
+                    wish = {item: drawn.get(item, fmean(drawn.values())) for item in column}
+                    _stack(sorted(column, key=lambda item: (wish[item], item.top)), wish)
         alone = [column for column in members if not any(neighbours[item] for item in column)]
         joined = [item for column in members if column not in alone for item in column]
         for group in filter(None, [joined, *alone]):  # they all hang from the top

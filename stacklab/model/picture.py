@@ -45,12 +45,13 @@ def panels(graph: Graph) -> tuple[Panel, ...]:
 
 
 def arrows(graph: Graph) -> Iterator[Arrow]:
-    """What the drawn services require and use of one another."""
+    """What the services require and use of one another, and use of those planned."""
+    drawn = {*graph.services, *(name for cut in graph.layers for name in cut.planned)}
     for service in graph.services.values():
         for name in service.requires:
             yield Arrow(service.name, name, "requires")
         for name in service.uses:
-            if name in graph.services:
+            if name in drawn:
                 yield Arrow(service.name, name, "uses")
 
 
@@ -58,7 +59,7 @@ def mermaid(graph: Graph) -> str:
     """A flowchart as GitHub and GitLab draw it in Markdown."""
     lines = ["flowchart LR"]
     for number, panel in enumerate(panels(graph), start=1):
-        lines.append(f'  subgraph layer{number}["{panel.title}"]')
+        lines.append(f'  subgraph layer{number}["{_quotable(panel.title)}"]')
         lines += [f'    {_identifier(name)}["{name}"]' for name in panel.services]
         lines += [f'    {_identifier(name)}["{name}"]:::planned' for name in panel.planned]
         lines.append("  end")
@@ -74,7 +75,7 @@ def dot(graph: Graph) -> str:
     lines = [f'digraph "{graph.profile.name}" {{', "  rankdir=RL", "  node [shape=box, style=rounded]"]
     for number, panel in enumerate(panels(graph), start=1):
         lines.append(f"  subgraph cluster_{number} {{")
-        lines.append(f'    label="{panel.title}"')
+        lines.append(f'    label="{_quotable(panel.title)}"')
         lines += [f'    "{name}"' for name in panel.services]
         lines += [f'    "{name}" [style="rounded,dashed"]' for name in panel.planned]
         lines.append("  }")
@@ -117,3 +118,7 @@ def document(graph: Graph) -> dict[str, Any]:
 
 def _identifier(name: str) -> str:
     return name.replace("-", "_")
+
+
+def _quotable(words: str) -> str:
+    return words.replace('"', "'")
