@@ -1,0 +1,114 @@
+"""The program under test, called as a person calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Done = subprocess.CompletedProcess[str]
+LONG_ENOUGH = 1500.0  # seconds for the longest command, a cold `up` on two slow cores
+
+
+@dataclass(frozen=True)
+class Program:
+    """stacklab with a state and a cache of its own."""
+
+    state: Path
+    cache: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "STACKLAB_STATE": str(self.state), "STACKLAB_CACHE": str(self.cache)}
+
+    @staticmethod
+    def argv(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "stacklab", *arguments]
+
+    def try_(self, *arguments: str, timeout: float = LONG_ENOUGH) -> Done:
+        """Run a command and return what came of it, whatever its exit code."""
+        return subprocess.run(
+            self.argv(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def run(self, *arguments: str, timeout: float = LONG_ENOUGH) -> str:
+        """Run a command that has to succeed; its standard output."""
+        done = self.try_(*arguments, timeout=timeout)
+        if done.returncode != 0:
+            words = f"stacklab {' '.join(arguments)}\nexit code {done.returncode}"
+            pytest.fail(f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}", pytrace=False)
+        return done.stdout
+
+    def start(self, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
+        """Start a command, its output going to `log`."""
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                self.argv(*arguments),
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+
+@dataclass(frozen=True)
+class TestLab:
+    """A lab of the program under test."""
+
+    __test__ = False  # its name begins like a test's
+
+    program: Program
+    name: str
+
+    def run(self, verb: str, *arguments: str) -> str:
+        return self.program.run(verb, "--lab", self.name, *arguments)
+
+    def try_(self, verb: str, *arguments: str) -> Done:
+        return self.program.try_(verb, "--lab", self.name, *arguments)
+
+    def exec(self, *argv: str) -> str:
+        """Run a command in the lab's network with the cloud's credentials."""
+        return self.run("exec", "--", *argv)
+
+    def try_exec(self, *argv: str) -> Done:
+        return self.try_("exec", "--", *argv)
+
+    def openstack(self, *arguments: str) -> Any:
+        """What an `openstack` command answers, as JSON."""
+        return json.loads(self.exec("openstack", *arguments, "-f", "json"))
+
+    def up(self, *arguments: str) -> str:
+        return self.run("up", "--layer", "1", *arguments)
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.run("status", "--output", "json"))
+        return status
+
+    def events(self, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The lab's journal as CloudEvents; only those whose type is stacklab.KIND or below it, if given."""
+        options = [part for kind in kinds for part in ("--type", kind)]
+        done = self.try_("events", "--output", "json", *options)
+        return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []
+
+    def processes(self) -> set[int]:
+        """The ids of the lab's processes, by its control groups."""
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                groups = (folder / "cgroup").read_text()
+            except OSError:  # it has ended
+                continue
+            if any(f"/stacklab/{self.name}/" in f"{line}/" for line in groups.splitlines()):
+                found.add(int(folder.name))
+        return found
