@@ -26,9 +26,9 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 def since(value: str) -> datetime:
     """The time that was `30s`, `10m`, `2h` or `1d` ago, or an ISO 8601 time; without a zone it is local."""
     ago = re.fullmatch(r"(\d+)([smhd])", value)
-    if ago:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
+        if ago:
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         return datetime.fromisoformat(value).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter(

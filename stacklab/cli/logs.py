@@ -41,13 +41,14 @@ def _units(lab: "Lab", name: str, node: str) -> tuple[str, list[str]]:
 
     node: that node, or empty for the first that runs a unit of the service.
     """
+    from stacklab.blueprint import parts_on
     from stacklab.model.catalog import Catalog
 
     settings = lab.settings
     service = Catalog.load(map(Path, settings.path)).service(name)
     nodes = [lab.node(node)] if node else settings.nodes
     for each in nodes:
-        units = [unit for role, part in service.parts.items() if role in each.roles for unit in part.units]
+        units = [unit for part in parts_on(service, each) for unit in part.units]
         if units:
             return each.name, units
     place = f"on node '{node}'" if node else f"in lab '{lab.name}'"

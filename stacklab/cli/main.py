@@ -13,9 +13,12 @@ from stacklab.cli import (
     destroy,
     events,
     exec_,
+    graph,
     list_,
     logs,
     plan,
+    profiles,
+    services,
     shell,
     ssh,
     start,
@@ -26,12 +29,15 @@ from stacklab.cli import (
     version,
 )
 from stacklab.cli.failure import show, show_usage, translate
-from stacklab.cli.options import VERBOSE, Verbose
+from stacklab.cli.options import VERBOSE, Verbose, examples
 from stacklab.errors import Interrupted
 
 # Whatever is heavy (Ansible, libvirt, openstacksdk, pydantic) is imported inside the verbs: shell completion
 # runs this module at every press of the tab key.
 
+EXAMPLES = examples(
+    "stacklab up --layer 1", "stacklab exec -- openstack server list", "stacklab status", "stacklab destroy"
+)
 _ARGUMENTS = "stacklab.arguments"
 
 
@@ -85,7 +91,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,  # a traceback is for -v
     context_settings={"help_option_names": ["--help", "-h"]},
-    epilog=up.EXAMPLES,
+    epilog=EXAMPLES,
 )
 
 _BUILD = "Build a cloud"
@@ -108,6 +114,9 @@ app.command("events", epilog=events.EXAMPLES, rich_help_panel=_LOOK)(events.even
 app.command("stop", epilog=stop.EXAMPLES, rich_help_panel=_KEEP)(stop.stop)
 app.command("start", epilog=start.EXAMPLES, rich_help_panel=_KEEP)(start.start)
 app.command("destroy", epilog=destroy.EXAMPLES, rich_help_panel=_KEEP)(destroy.destroy)
+app.command("services", epilog=services.EXAMPLES, rich_help_panel=_KNOW)(services.services)
+app.command("profiles", epilog=profiles.EXAMPLES, rich_help_panel=_KNOW)(profiles.profiles)
+app.command("graph", epilog=graph.EXAMPLES, rich_help_panel=_KNOW)(graph.graph)
 app.command("version", epilog=version.EXAMPLES, rich_help_panel=_KNOW)(version.version)
 
 

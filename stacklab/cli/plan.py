@@ -1,5 +1,10 @@
 """`stacklab plan`: what `up` would do; nothing is touched."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
 from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
 from stacklab.cli.request import (
     Layer,
@@ -15,11 +20,17 @@ from stacklab.cli.request import (
 from stacklab.cli.screen import print_json
 from stacklab.home import Home
 
+if TYPE_CHECKING:
+    from stacklab.plan import Plan
+
 EXAMPLES = examples(
     "stacklab plan --layer 1",
     "stacklab plan --layer 1 --profile starter-kit --with memcached",
     "stacklab plan --output json | jq .steps",
 )
+
+
+_SIGNS = {"add": "+", "change": "~", "remove": "-"}
 
 
 def plan(
@@ -38,9 +49,9 @@ def plan(
 ) -> None:
     """Show what `up` would do.
 
-    Steps, files with their differences, and what is cached; nothing is touched.
+    Steps, files with their differences (of new ones, too, with -v) and what is cached. Nothing is touched.
     """
-    from stacklab.climb import UpRequest
+    from stacklab.blueprint import UpRequest
     from stacklab.plan import make_plan
 
     request = UpRequest(
@@ -55,4 +66,36 @@ def plan(
         path=tuple(path or ()),
         offline=offline,
     )
-    print_json(make_plan(Home.from_environment(), request))
+    planned = make_plan(Home.from_environment(), request)
+    if output is Output.JSON:
+        print_json(planned)
+        return
+    for line in lines(planned, every_difference=verbose):
+        typer.echo(line)
+
+
+def lines(plan: "Plan", *, every_difference: bool = False) -> Iterator[str]:
+    """A plan for people.
+
+    every_difference: of new files, too; otherwise only of those that change.
+    """
+    yield f"Lab {plan.lab}, up to layer {plan.layer}."
+    if not (plan.nodes or plan.layers):
+        yield "Nothing to do."
+        return
+    for image in plan.images:
+        yield f"  image  {image.kind:<9} {image.key[:12]}  {'cached' if image.cached else 'to be built'}"
+    for node in plan.nodes:
+        yield f"  node   {node:<9} to be made"
+    for layer in plan.layers:
+        yield ""
+        yield f"Layer {layer.number}: {', '.join(layer.services)}"
+        yield f"  {len(layer.steps)} steps"
+        yield from (f"    {node}  {step}" for node, step in layer.steps)
+        yield f"  {len(layer.files)} files"
+        for file in layer.files:
+            yield f"    {file.node}  {_SIGNS.get(file.action, file.action)} {file.path}"
+            if every_difference or file.action == "change":
+                yield from (f"        {line}" for line in file.difference.splitlines())
+    yield ""
+    yield f"Nothing was touched. `stacklab up --layer {plan.layer} --lab {plan.lab}` does it."

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-PLANNED = "stacklab.lab.planned"
+PLANNED = "stacklab.plan.made"
 _KEPT_TIMINGS = 5  # runs per step; their median is not thrown off by one slow mirror
 
 Clock = Callable[[], float]
@@ -108,7 +108,7 @@ class Running:
 
     @property
     def title(self) -> str:
-        """The name, with the node that it is about."""
+        """The name, with what it is about."""
         return _title(self.name, self.subject)
 
 
@@ -137,7 +137,7 @@ class Board:
         if event.type == PLANNED:
             self.to_come = [str(each) for each in event.data.get("steps", [])]
         elif kind == "step.started":
-            self.running[event.id] = Running(name, event.subject, self.clock())
+            self.running[event.id] = Running(name, _subject(event), self.clock())
             self._not_to_come(name)
         elif kind == "step.skipped":
             self._not_to_come(name)
@@ -147,7 +147,7 @@ class Board:
                 self.timings.add(name, float(event.data.get("seconds", 0)))
         elif kind.startswith("task.") and self.running:
             step = self.running.get(int(event.data.get("step", 0))) or self.running[max(self.running)]
-            step.task = _title(name, event.subject) if kind == "task.started" else ""
+            step.task = title_of(event) if kind == "task.started" else ""
 
     def remaining(self) -> str:
         """A guess such as "about 40 s left" from earlier runs; empty when there is nothing to go by."""
@@ -165,12 +165,13 @@ class Board:
         return f"{'at least' if unknown else 'about'} {seconds_text(5 * math.ceil(left / 5))} left"
 
     def _not_to_come(self, name: str) -> None:
+        """Take off the list what begins now, and what was passed over before it: it was found done."""
         if name in self.to_come:
-            self.to_come.remove(name)
+            del self.to_come[: self.to_come.index(name) + 1]
 
 
 class Lines:
-    """Plain lines for logs and CI: `[  12.3 s] boot on controller: passed in 2.8 s`."""
+    """Plain lines for logs and CI: `[   12.3 s] boot (controller): passed in 2.8 s`."""
 
     def __init__(self, timings: Timings, *, verbose: bool = False, clock: Clock = time.monotonic) -> None:
         self._board = Board(timings, clock)
@@ -261,14 +262,14 @@ class Terminal:
         if not sign:
             words = describe(event, verbose=self._verbose)
             return Text(f"  {words}", style="dim") if words and not kind.endswith(".started") else None
-        line = Text.assemble((sign, style), " ", _title(str(event.data.get("name", "")), event.subject))
+        line = Text.assemble((sign, style), " ", title_of(event))
         seconds = event.data.get("seconds")
         if seconds is not None:
             line.append(f"  {seconds_text(float(seconds))}", style="dim")
         elif kind == "step.skipped":
             line.append("  done before", style="dim")
         if kind in ("step.failed", "check.failed") and event.data.get("error"):
-            line.append(f"  {event.data['error']}", style="red")
+            line.append(f"  {_last_line(event.data['error'])}", style="red")
         return line
 
     def _render(self) -> "RenderableType":
@@ -314,15 +315,31 @@ def describe(event: Event, *, verbose: bool = False) -> str:
     if not verbose and not kind.startswith(tuple(_SHOWN)):
         return ""
     about, _, what = kind.rpartition(".")
-    title = _title(str(event.data.get("name", "")), event.subject)
+    title = title_of(event)
     words = title if about in ("step", "check", "task") and title else f"{about} {title}".strip()
     result = {"started": "...", "skipped": "done before" if about == "step" else "skipped"}.get(what, what)
     seconds: Any = event.data.get("seconds")
     if seconds is not None:
         result += f" {'in' if what == 'passed' else 'after'} {seconds_text(float(seconds))}"
     if what in ("failed", "crashed") and event.data.get("error"):
-        result += f": {event.data['error']}"
+        result += f": {_last_line(event.data['error'])}"
     return f"{words} {result}" if what == "started" else f"{words}: {result}"
+
+
+def title_of(event: Event) -> str:
+    """What an event is about, for people: `nova/schema (controller)`."""
+    return _title(str(event.data.get("name") or event.data.get("task") or ""), _subject(event))
+
+
+def _subject(event: Event) -> str:
+    """The subject; empty where it is only the lab, which whoever reads knows already."""
+    return "" if event.source.endswith(f"/{event.subject}") else event.subject
+
+
+def _last_line(text: object) -> str:
+    """The last line that says something: of a tool's output, that is where it says why."""
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 def _short(kind: str) -> str:
@@ -332,4 +349,4 @@ def _short(kind: str) -> str:
 def _title(name: str, subject: str) -> str:
     if not name or not subject or subject in name:
         return name or subject
-    return f"{name} on {subject}"
+    return f"{name} ({subject})"

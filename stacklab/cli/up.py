@@ -43,7 +43,7 @@ def up(
 
     It goes on where the last `up` stopped; a cloud that is healthy is only looked at.
     """
-    from stacklab.climb import UpRequest
+    from stacklab.blueprint import UpRequest
     from stacklab.climb import up as climb
 
     home = Home.from_environment()

@@ -14,8 +14,6 @@ import pytest
 from stacklab.errors import Interrupted, StepFailed
 from stacklab.journal import Event, Journal, JournalUnusable
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -16,8 +16,6 @@ from stacklab.cli.screen import seconds_text
 from stacklab.home import Home
 from stacklab.journal import Event, Journal
 
-pytestmark = pytest.mark.unit
-
 numbers = count(1)
 
 
@@ -64,8 +62,8 @@ def test_lines_say_when_what_and_how_long(timings: Timings, capsys: pytest.Captu
         screen(event("check.skipped", name="volumes"))
         screen(event("node.crashed", "controller"))
     assert capsys.readouterr().out.splitlines() == [
-        "[    0.0 s] boot on controller ...",
-        "[    2.8 s] boot on controller: passed in 2.8 s",
+        "[    0.0 s] boot (controller) ...",
+        "[    2.8 s] boot (controller): passed in 2.8 s",
         "[    2.8 s] packages: done before",
         "[    2.8 s] configure: failed after 1 min 01 s: no answer",
         "[    2.8 s] an instance boots: passed in 9.0 s",
@@ -77,11 +75,20 @@ def test_lines_say_when_what_and_how_long(timings: Timings, capsys: pytest.Captu
 def test_tasks_and_nodes_are_shown_when_asked_for() -> None:
     for kind in ("task.started", "node.started", "lab.created"):
         assert describe(event(kind, "controller", name="x")) == ""
-    assert (
-        describe(event("task.started", "controller", name="push"), verbose=True) == "push on controller ..."
-    )
+    assert describe(event("task.started", "controller", name="push"), verbose=True) == "push (controller) ..."
     assert describe(event("node.started", "controller"), verbose=True) == "node controller ..."
     assert describe(event("lab.created"), verbose=True) == "lab: created"
+
+
+def test_of_a_long_error_the_last_line_is_shown(timings: Timings) -> None:
+    words = describe(
+        event("step.failed", "controller", name="nova/schema", error="Traceback\n  x\n\nno table t\n")
+    )
+    assert words == "nova/schema (controller): failed: no table t"
+
+
+def test_the_lab_itself_is_not_named_in_each_line() -> None:
+    assert describe(event("step.started", "blue", name="namespaces")) == "namespaces ..."
 
 
 # JSON
@@ -118,14 +125,14 @@ def test_a_terminal_shows_what_runs_and_keeps_what_ended(timings: Timings) -> No
     screen(event("task.started", name="push files"))
     clock.now += 4
     below = drawn(console, screen)
-    assert "configure on controller  4.0 s  push files" in below
+    assert "configure (controller)  4.0 s  push files" in below
     assert below.rstrip().endswith("4.0 s")
     with console.capture() as capture:
         screen(event("step.passed", "controller", name="configure", step=started.id, seconds=4.0))
         screen(event("step.skipped", name="packages"))
         screen(event("step.failed", name="boot", seconds=1, error="no answer"))
     assert [line.rstrip() for line in capture.get().splitlines()] == [
-        "✓ configure on controller  4.0 s",
+        "✓ configure (controller)  4.0 s",
         "✓ packages  done before",
         "✗ boot  1.0 s  no answer",
     ]
@@ -154,14 +161,14 @@ def test_names_are_not_read_as_markup(timings: Timings) -> None:
 def test_without_a_plan_or_earlier_runs_no_time_is_guessed(timings: Timings) -> None:
     board = Board(timings, HandClock())
     assert board.remaining() == ""
-    board.note(event("lab.planned", steps=["boot"]))
+    board.note(event("plan.made", steps=["boot"]))
     assert board.remaining() == ""
 
 
 def test_the_guess_adds_up_what_is_to_come_and_what_runs(timings: Timings) -> None:
     clock = HandClock()
     board = Board(learned(timings, boot=10, configure=60), clock)
-    board.note(event("lab.planned", steps=["boot", "configure"]))
+    board.note(event("plan.made", steps=["boot", "configure"]))
     assert board.remaining() == "about 1 min 10 s left"
     started = event("step.started", name="boot")
     board.note(started)
@@ -174,9 +181,16 @@ def test_the_guess_adds_up_what_is_to_come_and_what_runs(timings: Timings) -> No
     assert board.remaining() == ""
 
 
+def test_what_was_passed_over_is_not_to_come(timings: Timings) -> None:
+    board = Board(learned(timings, image=100, boot=10, configure=60), HandClock())
+    board.note(event("plan.made", steps=["image", "boot", "configure"]))
+    board.note(event("step.started", name="boot"))
+    assert board.remaining() == "about 1 min 10 s left"
+
+
 def test_a_step_never_seen_makes_it_at_least(timings: Timings) -> None:
     board = Board(learned(timings, boot=10), HandClock())
-    board.note(event("lab.planned", steps=["boot", "configure"]))
+    board.note(event("plan.made", steps=["boot", "configure"]))
     assert board.remaining() == "at least 10 s left"
 
 
@@ -238,7 +252,7 @@ def test_a_journal_feeds_a_screen(
         journal.subscribe(screen)
         with journal.step("boot", subject="controller"):
             pass
-    assert "boot on controller: passed in 0.0 s" in capsys.readouterr().out
+    assert "boot (controller): passed in 0.0 s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,422 @@
+"""The command line: what is typed, what is printed where, and the exit code. No lab is built here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from stacklab import errors
+from stacklab.cli.enter import become, lab_environment
+from stacklab.cli.events import since
+from stacklab.cli.main import Stacklab, app, stacklab
+from stacklab.cli.options import Verbose
+from stacklab.cli.screen import print_table
+from stacklab.home import Home
+from stacklab.lab import Lab, LabSettings
+from stacklab.provide.provider import Node
+
+runner = CliRunner()
+VERBS = sorted(str(command.name) for command in app.registered_commands)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("STACKLAB_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("STACKLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("STACKLAB_LAB", raising=False)
+    return Home.from_environment()
+
+
+@pytest.fixture
+def lab(home: Home) -> Iterator[Lab]:
+    """A lab that has been made and is off."""
+    lab = Lab(home, "blue")
+    controller = Node("controller", "10.20.0.11", ("controller", "compute"), 8192, 4)
+    lab.save(
+        LabSettings(
+            profile="openstack",
+            release="epoxy",
+            topology="all-in-one",
+            node_kind="lxc",
+            layer=1,
+            nodes=(controller,),
+            services=("mariadb", "keystone"),
+        )
+    )
+    yield lab
+    lab.journal.close()
+
+
+# Help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help_with_examples(verb: str) -> None:
+    result = runner.invoke(app, [verb, "--help"], terminal_width=200)
+    assert result.exit_code == 0
+    assert "Examples:" in result.output
+    assert result.output.count(f" stacklab {verb}") >= 2
+
+
+def test_the_verbs_of_the_issue_are_there() -> None:
+    asked = """
+        up plan status list verify exec shell ssh logs events graph services profiles stop start destroy
+    """
+    assert set(VERBS) >= set(asked.split())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = (
+        "ansible ansible_runner openstack keystoneauth1 libvirt pydantic jinja2 paramiko yaml stacklab.lab"
+    )
+    script = f"import sys, stacklab.cli.main;print([name for name in {heavy.split()} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_help_option_has_a_short_form_and_no_verb_means_help() -> None:
+    assert runner.invoke(app, ["-h"]).exit_code == 0
+    assert "Usage: stacklab" in runner.invoke(app, []).output
+
+
+# Errors and exit codes
+
+
+def failing(error: BaseException) -> typer.Typer:
+    """A program with one verb, which raises."""
+    program = typer.Typer(cls=Stacklab)
+    program.callback()(stacklab)
+
+    @program.command("up")
+    def up(output: str = "table", verbose: Verbose = False) -> None:
+        raise error
+
+    @program.command("look")
+    def look() -> None:
+        raise error
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.StacklabError("x"), 1),
+        (errors.UsageError("x"), 2),
+        (errors.ModelError([]), 2),
+        (errors.HostUnfit("x"), 3),
+        (errors.StepFailed("x"), 1),
+        (errors.LabBusy("x"), 1),
+        (errors.CheckFailed("x"), 4),
+        (errors.Interrupted("x"), 130),
+        (KeyboardInterrupt(), 130),
+        (RuntimeError("x"), 1),
+        (typer.Exit(3), 3),
+        (typer.Exit(0), 0),
+    ],
+)
+def test_every_error_has_its_exit_code(error: BaseException, code: int) -> None:
+    assert runner.invoke(failing(error), ["up"]).exit_code == code
+
+
+def test_an_error_is_message_detail_and_what_to_do_next_on_stderr() -> None:
+    error = errors.StepFailed(
+        "keystone did not start", detail="line 1\n\nline 2", hint="stacklab logs keystone"
+    )
+    result = runner.invoke(failing(error), ["up"])
+    assert result.stdout == ""
+    assert (
+        result.stderr == "error: keystone did not start\n  line 1\n\n  line 2\nnext: stacklab logs keystone\n"
+    )
+
+
+def test_problems_of_the_model_stand_in_the_first_column() -> None:
+    problems = [
+        errors.Problem(Path("/p/service.yaml"), 12, 3, "unknown key 'nmae'"),
+        errors.Problem(Path("/p/service.yaml"), 2, 1, "duplicate key 'name'"),
+    ]
+    result = runner.invoke(failing(errors.ModelError(problems)), ["up"])
+    assert result.stderr.splitlines() == [
+        "error: 2 problems in the model",
+        "/p/service.yaml:2:1: duplicate key 'name'",
+        "/p/service.yaml:12:3: unknown key 'nmae'",
+    ]
+
+
+def test_errors_are_json_when_json_is_asked_for() -> None:
+    error = errors.StepFailed("no", detail="log", hint="do")
+    result = runner.invoke(failing(error), ["up", "--output", "json"])
+    assert result.stdout == ""
+    assert json.loads(result.stderr) == {
+        "error": {"kind": "StepFailed", "message": "no", "detail": "log", "hint": "do", "exit_code": 1}
+    }
+    problem = errors.Problem(Path("/p.yaml"), 2, 1, "wrong")
+    result = runner.invoke(failing(errors.ModelError([problem])), ["up", "--output=json"])
+    assert json.loads(result.stderr)["error"]["problems"] == [
+        {"file": "/p.yaml", "line": 2, "column": 1, "message": "wrong"}
+    ]
+
+
+def test_wrong_usage_ends_with_2_in_words_or_json() -> None:
+    for arguments in (
+        ["nope"],
+        ["status", "--lob", "x"],
+        ["ssh"],
+        ["up", "--layer", "0"],
+        ["events", "--since", "x"],
+    ):
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 2, arguments
+        assert "Usage: stacklab" in result.stderr
+    result = runner.invoke(app, ["status", "--lob", "x", "-o", "json"])
+    assert result.exit_code == 2
+    assert json.loads(result.stderr)["error"]["kind"] == "UsageError"
+
+
+def test_json_for_the_command_in_the_lab_is_not_json_for_stacklab() -> None:
+    result = runner.invoke(app, ["exec", "--", "openstack", "server", "list", "--output", "json"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: there is no lab 'default'")
+
+
+def test_ctrl_c_says_that_up_goes_on_from_here() -> None:
+    result = runner.invoke(failing(KeyboardInterrupt()), ["up", "--output", "a b"])
+    assert (
+        result.stderr
+        == "error: interrupted\nnext: stacklab up --output 'a b'   (up again goes on from here)\n"
+    )
+    assert "goes on" not in runner.invoke(failing(KeyboardInterrupt()), ["look"]).stderr
+
+
+def test_an_unexpected_error_is_one_line_and_a_file_with_the_traceback(home: Home) -> None:
+    result = runner.invoke(failing(ZeroDivisionError("division by zero")), ["up"])
+    assert result.exit_code == 1
+    first, second = result.stderr.splitlines()
+    assert first.startswith("error: unexpected ZeroDivisionError: division by zero (test_cli.py:")
+    (file,) = (home.cache / "tracebacks").iterdir()
+    assert str(file) in second
+    assert "Traceback (most recent call last)" in file.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["-v", "up"], ["up", "-v"], ["up", "--verbose"]])
+def test_verbose_shows_the_traceback(home: Home, arguments: list[str]) -> None:
+    result = runner.invoke(failing(ZeroDivisionError("x")), arguments)
+    assert "Traceback (most recent call last)" in result.stderr
+    assert not home.cache.exists()
+
+
+def test_a_full_disk_and_missing_rights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = runner.invoke(failing(OSError(28, "No space left on device", "/var/x")), ["up"])
+    assert result.exit_code == 1
+    assert "no space left on the disk: /var/x" in result.stderr
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = runner.invoke(failing(PermissionError(13, "Permission denied", "/var/x")), ["up"])
+    assert result.exit_code == 3
+    assert "next: sudo stacklab up" in result.stderr
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    script = f"{sys.executable} -m stacklab list --help | true"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+# Labs
+
+
+@pytest.mark.parametrize("verb", ["status", "events", "stop", "start", "destroy", "shell", "verify"])
+def test_a_lab_that_is_not_there_is_wrong_usage(verb: str, lab: Lab) -> None:
+    result = runner.invoke(app, [verb, "--lab", "green"])
+    assert result.exit_code == 2
+    assert "there is no lab 'green'; there is: blue" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["Blue", "1st", "a_b", "../x", "a" * 32, ""])
+def test_names_that_no_lab_can_have(name: str) -> None:
+    result = runner.invoke(app, ["status", "--lab", name])
+    assert result.exit_code == 2
+
+
+def test_the_lab_may_come_from_the_environment(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACKLAB_LAB", "blue")
+    assert json.loads(runner.invoke(app, ["status", "-o", "json"]).stdout)["name"] == "blue"
+
+
+def test_list(lab: Lab) -> None:
+    assert runner.invoke(app, ["list"]).stdout.splitlines() == [
+        "NAME  STATE  LAYER  PROFILE    RELEASE  TOPOLOGY    NODES",
+        "blue  off    1      openstack  epoxy    all-in-one  lxc",
+    ]
+    (only,) = json.loads(runner.invoke(app, ["list", "--output", "json"]).stdout)
+    assert only["name"] == "blue"
+    assert only["running"] is False
+
+
+def test_list_without_labs_says_how_to_make_one() -> None:
+    assert "stacklab up --layer 1" in runner.invoke(app, ["list"]).stdout
+    assert json.loads(runner.invoke(app, ["list", "-o", "json"]).stdout) == []
+
+
+def test_status_of_a_lab_that_is_off(lab: Lab) -> None:
+    lab.journal.record("stacklab.step.failed", "controller", name="configure", error="no answer", seconds=3)
+    shown = runner.invoke(app, ["status", "--lab", "blue"])
+    assert shown.exit_code == 0, shown.output
+    assert "blue, off" in shown.stdout
+    assert "1 of profile openstack, release epoxy" in shown.stdout
+    assert "mariadb, keystone" in shown.stdout
+    assert "configure (controller): failed after 3.0 s: no answer" in shown.stdout
+    document = json.loads(runner.invoke(app, ["status", "--lab", "blue", "-o", "json"]).stdout)
+    assert document["nodes"][0]["address"] == "10.20.0.11"
+    assert document["last_event"]["type"] == "stacklab.step.failed"
+
+
+# Events
+
+
+def shown_types(*arguments: str) -> list[str]:
+    result = runner.invoke(app, ["events", "--lab", "blue", "--output", "json", *arguments])
+    assert result.exit_code == 0, result.output
+    return [json.loads(line)["type"].removeprefix("stacklab.") for line in result.stdout.splitlines()]
+
+
+def test_events_are_chosen_by_type_and_time(lab: Lab) -> None:
+    for kind in ("step.started", "step.failed", "stepladder.x", "node.crashed"):
+        lab.journal.record(f"stacklab.{kind}", name="x")
+    assert shown_types() == ["step.started", "step.failed", "stepladder.x", "node.crashed"]
+    assert shown_types("--type", "step") == ["step.started", "step.failed"]
+    assert shown_types("--type", "stacklab.step.failed", "--type", "*.crashed") == [
+        "step.failed",
+        "node.crashed",
+    ]
+    assert len(shown_types("--since", "1m")) == 4
+    assert shown_types("--since", "2999-01-01") == []
+
+
+def test_events_as_a_table(lab: Lab) -> None:
+    lab.journal.record("stacklab.node.crashed", "controller")
+    header, line = runner.invoke(app, ["events", "--lab", "blue"]).stdout.splitlines()
+    assert header.split() == ["TIME", "TYPE", "EVENT"]
+    assert line.split()[2:] == ["node.crashed", "node", "controller:", "crashed"]
+
+
+def test_events_follow_until_ctrl_c(lab: Lab) -> None:
+    lab.journal.record("stacklab.lab.created")
+    argv = [sys.executable, "-u", "-m", "stacklab", "events", "-f", "--lab", "blue", "-o", "json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stderr is not None
+        assert "lab.created" in follower.stdout.readline()
+        lab.journal.record("stacklab.node.started", "controller")
+        assert "node.started" in follower.stdout.readline()
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(timeout=10) == 130
+        assert follower.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("text", "ago"), [("30s", 30), ("10m", 600), ("2h", 7200), ("1d", 86400)])
+def test_since_takes_lengths_of_time(text: str, ago: int) -> None:
+    assert abs((datetime.now(UTC) - since(text)) - timedelta(seconds=ago)) < timedelta(seconds=5)
+
+
+def test_since_takes_times_local_unless_they_say_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert since("2025-11-21T09:00:00+02:00") == datetime(2025, 11, 21, 7, tzinfo=UTC)
+    monkeypatch.setenv("TZ", "UTC-3")
+    time.tzset()
+    try:
+        assert since("2025-11-21T09:00") == datetime(2025, 11, 21, 6, tzinfo=UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("text", ["", "soon", "10", "10y", "2025-13-01", "0001-01-01", "99999999999d"])
+def test_since_refuses_the_rest(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        since(text)
+
+
+# Destroy
+
+
+def test_destroy_without_a_terminal_needs_yes(lab: Lab) -> None:
+    result = runner.invoke(app, ["destroy", "--lab", "blue"])
+    assert result.exit_code == 2
+    assert "next: stacklab destroy --lab blue --yes" in result.stderr
+    assert lab.exists
+
+
+def test_destroy_on_a_terminal_asks(lab: Lab) -> None:
+    import pty
+
+    def answer(word: bytes) -> int:
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(sys.executable, [sys.executable, "-m", "stacklab", "destroy", "--lab", "blue"])
+        seen = b""
+        while b"?" not in seen:
+            seen += os.read(terminal, 1000)
+        os.write(terminal, word)
+        status = os.waitpid(pid, 0)[1]
+        os.close(terminal)
+        return os.waitstatus_to_exitcode(status)
+
+    assert answer(b"n\n") == 1
+    assert lab.exists
+
+
+# Into the lab
+
+
+def run(script: Callable[[], object] | str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", str(script)], capture_output=True, text=True, check=False)
+
+
+def test_becoming_a_command_passes_its_exit_code_and_signals_on() -> None:
+    start = "import os; from stacklab.cli.enter import become; become({}, os.environ)"
+    assert run(start.format(["sh", "-c", "exit 7"])).returncode == 7
+    assert run(start.format(["sh", "-c", "kill -TERM $$"])).returncode == -signal.SIGTERM
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(errors.UsageError, match="no program 'no-such-program'"):
+        become(["no-such-program"], {"PATH": "/usr/bin"})
+
+
+def test_the_clouds_credentials_replace_those_of_any_other_cloud(lab: Lab) -> None:
+    (lab.folder / "secrets.yaml").write_text("keystone: {admin: s3cret}\n")
+    environment = lab_environment(
+        lab, {"OS_CLOUD": "work", "OS_TOKEN": "x", "HOME": "/root", "PATH": "/usr/bin"}
+    )
+    assert environment["OS_PASSWORD"] == "s3cret"
+    assert environment["HOME"] == "/root"
+    assert environment["STACKLAB_LAB"] == "blue"
+    assert environment["PATH"] == f"{sys.prefix}/bin:/usr/bin"
+    assert not {"OS_CLOUD", "OS_TOKEN"} & set(environment)
+
+
+# Tables
+
+
+def test_tables_off_a_terminal_are_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["name", "value"], [["a", "x" * 300], [None, 1]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["NAME  VALUE", f"a     {'x' * 300}", "      1"]
+
+
+# The end of `up`
+
+
+def test_the_next_commands_name_the_lab_unless_it_is_the_default() -> None:
+    from stacklab.cli.up import what_next
+
+    assert "stacklab exec -- openstack server list" in what_next("default")
+    assert all("--lab blue" in line for line in what_next("blue"))
