@@ -1,6 +1,7 @@
 """What verbs print with: tables, JSON, and words for times and lengths of time."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -15,10 +16,9 @@ from stacklab.journal import rfc3339
 
 
 def on_terminal() -> bool:
-    """Whether standard output is a terminal that can redraw lines."""
-    import os
-
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    """Whether standard output is a terminal that can redraw lines, and show the signs that are drawn."""
+    drawable = (sys.stdout.encoding or "").lower().startswith("utf")
+    return drawable and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def print_json(value: object) -> None:

@@ -19,9 +19,11 @@ from stacklab.cli.enter import become, lab_environment
 from stacklab.cli.events import since
 from stacklab.cli.main import Stacklab, app, stacklab
 from stacklab.cli.options import Verbose
+from stacklab.cli.plan import lines
 from stacklab.cli.screen import print_table
 from stacklab.home import Home
 from stacklab.lab import Lab, LabSettings
+from stacklab.plan import Plan, PlannedFile, PlannedImage, PlannedLayer
 from stacklab.provide.provider import Node
 
 runner = CliRunner()
@@ -342,6 +344,30 @@ def test_since_takes_times_local_unless_they_say_otherwise(monkeypatch: pytest.M
 def test_since_refuses_the_rest(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         since(text)
+
+
+# Plan
+
+
+def test_a_plan_for_people() -> None:
+    files = (
+        PlannedFile("controller", "/etc/a", "add", "+new"),
+        PlannedFile("controller", "/etc/b", "change", "-old\n+new"),
+    )
+    layer = PlannedLayer(1, ("mariadb", "keystone"), (("controller", "keystone/schema"),), files)
+    images = (PlannedImage("base", "abc", True), PlannedImage("packages", "def", False))
+    plan = Plan("blue", 1, images, ("controller",), (layer,))
+    text = "\n".join(lines(plan))
+    for words in (
+        "base      abc  cached",
+        "packages  def  to be built",
+        "1 steps",
+        "controller  keystone/schema",
+    ):
+        assert words in text
+    assert "+ /etc/a\n    controller  ~ /etc/b\n        -old\n        +new\n" in text
+    assert "+ /etc/a\n        +new" in "\n".join(lines(plan, every_difference=True))
+    assert list(lines(Plan("blue", 1, (), (), ())))[-1] == "Nothing to do."
 
 
 # Destroy

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import signal
 import sqlite3
 import stat
 import threading
@@ -211,6 +213,22 @@ def test_a_reader_follows_while_other_processes_write(journal: Journal, path: Pa
     events = list(journal.follow(poll=0.02, until=done))
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert [event.id for event in events] == list(range(1, 201))
+
+
+def write_and_die(path: Path) -> None:
+    journal = Journal(path)
+    with journal.step("boot", key="boot"):
+        journal.record("stacklab.a")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_loses_nothing_that_it_recorded(journal: Journal, path: Path) -> None:
+    writer = multiprocessing.get_context("spawn").Process(target=write_and_die, args=(path,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    assert kinds(journal) == ["step.started", "a"]
+    assert not journal.passed("boot")
 
 
 def test_following_ends_when_the_lab_is_destroyed(journal: Journal, path: Path) -> None:
