@@ -18,7 +18,7 @@ from stacklab.home import DEFAULT_CACHE
 from tests.lab.machine import Machine
 from tests.lab.program import Program, TestLab
 
-DOWNLOADS = "downloads"
+DOWNLOADS = "packages"
 
 
 @pytest.fixture(scope="session")
