@@ -91,6 +91,8 @@ class Event:
             "source": self.source,
             "type": self.type,
             "time": rfc3339(self.time),
+            # https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/sequence.md
+            "sequence": f"{self.id:010}",
         }
         if self.subject:  # the specification wants it absent rather than empty
             envelope["subject"] = self.subject

@@ -53,6 +53,7 @@ def test_the_envelope_is_cloudevents_1_0(journal: Journal) -> None:
         "source": "/stacklab/labs/blue",
         "type": "stacklab.node.started",
         "time": "2025-11-21T02:49:00.000000Z",
+        "sequence": "0000000007",
         "subject": "c",
         "datacontenttype": "application/json",
         "data": {},
