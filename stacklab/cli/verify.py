@@ -30,4 +30,4 @@ def verify(
     home = Home.from_environment()
     checked = Lab.open(home, lab)
     with progress(home, output, verbose=verbose) as screen:
-        check(checked, screen)
+        check(checked, screen, junit)
