@@ -20,12 +20,10 @@ def check_agents(cloud: Cloud, service: Service, name: str) -> Iterator[CheckRes
 
 
 def wait_for_agents(cloud: Cloud, service: Service) -> None:
-    """Wait until all agents of a service are alive. Raises Unmet with the ones that are not after 90 s."""
+    """Wait until all agents of a service are alive. Raises Unmet with those that are not after 90 s."""
     kinds = [endpoint.type for endpoint in service.identity.services if endpoint.type in _LISTS]
     if not kinds:
-        raise Unmet(
-            f"the scenario 'agents' knows services of type {', '.join(_LISTS)}; {service.name} is none of them"
-        )
+        raise Unmet(f"the scenario 'agents' knows services of type {', '.join(_LISTS)}, not {service.name}")
     for kind in kinds:
         _wait(cloud, kind)
 

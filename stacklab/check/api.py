@@ -1,7 +1,7 @@
 """The APIs of a cloud over plain HTTP, as its administrator.
 
-The standard library alone: `up` on a healthy lab asks for one token, and importing an OpenStack client would take
-longer than everything else that it does.
+The standard library alone: `up` on a healthy lab asks for one token, and importing an OpenStack client would
+take longer than everything else that it does.
 """
 
 import json

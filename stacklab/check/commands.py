@@ -1,4 +1,4 @@
-"""Checks that are commands, run in the lab's network with the cloud's credentials, as `stacklab exec` does."""
+"""Checks that are commands, run in the lab's network with the cloud's credentials, like `stacklab exec`."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def check_command(cloud: Cloud, service: Service, name: str, text: str) -> Itera
 
 
 def run_command(cloud: Cloud, text: str, seconds: float = COMMAND_SECONDS) -> str:
-    """Run a shell command in the lab's network; returns what it printed. Raises Unmet with the end of that."""
+    """Run a shell command in the lab's network; returns its output. Raises Unmet with the end of that."""
     process = subprocess.Popen(
         cloud.lab.enter_command(["sh", "-c", text]),
         env=_environment(cloud),

@@ -1,4 +1,4 @@
-"""The quick look of `up` at a lab that stands: less than a second, nothing heavy imported, nothing changed."""
+"""The quick look of `up` at a lab that stands: under a second, nothing heavy imported, nothing changed."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -308,7 +308,7 @@ def _remove_leftovers(cloud: Cloud, api: Connection, *, keep: str) -> None:
 
 
 def _remove(cloud: Cloud, api: Connection, name: str) -> None:
-    """Remove the instances, the key pair and the images of that name; return when they and their ports are gone.
+    """Remove instances, key pair and images of that name; return when they and their ports are gone.
 
     Raises Unmet with what remains. It does not heed `stopping`: what was made has to go also after Ctrl-C.
     """

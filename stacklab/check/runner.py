@@ -3,10 +3,9 @@ comes.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -60,17 +59,18 @@ def verify(lab: Lab, listener: Listener, junit: Path | None = None) -> list[Chec
         unsubscribe = lab.journal.subscribe(listener)
         try:
             with lab.journal.step(f"layer {layer} checks"):
-                began, clock = datetime.now().astimezone(), time.monotonic()
+                began = datetime.now(UTC)
                 results = run_checks(lab, blueprint, layer)
                 if junit is not None:
-                    layers = {service.name: number for number, cut in enumerate(blueprint.cuts, 1) for
-                    service in cut} write_junit(
-                        junit, results, lab=lab.name, layers=layers, began=began, seconds=time.monotonic() -
-                        clock )
+                    write_junit(junit, results, lab=lab.name, layers=_layers(blueprint), began=began)
                 _raise_for(lab, blueprint, results)
         finally:
             unsubscribe()
     return results
+
+
+def _layers(blueprint: Blueprint) -> dict[str, int]:
+    return {service.name: number for number, cut in enumerate(blueprint.cuts, 1) for service in cut}
 
 
 def run_checks(lab: Lab, blueprint: Blueprint, layer: int) -> list[CheckResult]:
@@ -107,8 +107,11 @@ def jobs_of(cloud: Cloud) -> list[Job]:
 
 
 def run_jobs(
-    jobs: Sequence[Job], record: Callable[[CheckResult], None], stopping: threading.Event, workers: int =
-    WORKERS ) -> list[CheckResult]:
+    jobs: Sequence[Job],
+    record: Callable[[CheckResult], None],
+    stopping: threading.Event,
+    workers: int = WORKERS,
+) -> list[CheckResult]:
     """Run jobs, `workers` at a time, in the calling thread's network; returns their results as they came.
 
     Ctrl-C sets `stopping`, waits until the running jobs have put away what they made, and goes through.
@@ -148,16 +151,18 @@ def failure_of(failed: Sequence[CheckResult], count: int, logs: Sequence[str], l
         told = [first.detail]
     else:
         message = f"{len(failed)} of {count} checks failed"
-        told = [
-            "\n".join(filter(None, (f"{result.service}, {result.name}: {result.error}", _indent(result.detail))))
-            for result in failed
-        ]
+        told = [_tell(result) for result in failed]
     option = "" if lab == "default" else f" --lab {lab}"
     return CheckFailed(
         message,
         detail="\n\n".join(part for part in (*told, *logs) if part),
         hint=f"stacklab logs{option} {first.service}; after mending it, stacklab verify{option}",
     )
+
+
+def _tell(result: CheckResult) -> str:
+    lines = (f"{result.service}, {result.name}: {result.error}", _indent(result.detail))
+    return "\n".join(line for line in lines if line)
 
 
 def _indent(text: str) -> str:
