@@ -16,10 +16,11 @@ from typing import Any, Generic, TypeVar
 
 from stacklab.errors import ModelError, Problem, UsageError
 from stacklab.home import data_dir
-from stacklab.model.documents import Root, did_you_mean, read_all, unknown
+from stacklab.model.documents import did_you_mean, read_all, unknown
 from stacklab.model.graph import Graph, below_required, cycles
 from stacklab.model.profile import Profile
 from stacklab.model.release import Release
+from stacklab.model.schema import Root
 from stacklab.model.service import Service
 from stacklab.model.topology import Topology
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from stacklab.errors import Problem, UsageError
 
@@ -27,77 +27,7 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
-class Strict(BaseModel):
-    """A part of a document: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _version(value: object) -> object:
-    if str(value) != "1":
-        raise ValueError(f"this stacklab reads version 1, not {_shown(value)}")
-    return 1
-
-
-class Root(Strict):
-    """A whole document: it has a version and a name, and knows the file that it was read from."""
-
-    version: Annotated[Literal[1], BeforeValidator(_version)]
-    name: "Name"
-    title: str
-
-    _document: "Document" = PrivateAttr()
-
-    def model_post_init(self, context: Any) -> None:
-        """Keep the document, which `Document.parse` passes as the context of the validation."""
-        self._document = context
-
-    @property
-    def file(self) -> Path:
-        """The YAML file that this was read from."""
-        return self._document.file
-
-    def problem(self, message: str, *where: Step) -> Problem:
-        """A problem at the value that the keys and indexes `where` lead to."""
-        return self._document.problem(message, *where)
-
-    def place(self, *where: Step) -> str:
-        """file:line:column of the value that the keys and indexes `where` lead to."""
-        line, column = self._document.position(*where)
-        return f"{self.file}:{line}:{column}"
-
-
-def wrong(message: str, *where: Step) -> PydanticCustomError:
-    """For an "after" validator to raise: what is wrong, at the keys and indexes `where` below the value."""
-    return PydanticCustomError("wrong", "{message}", {"message": message, "where": where})
-
-
-def _mebibytes(value: object) -> object:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MiB|GiB|TiB)", value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError(f"expected a size such as '400 MiB' or '2 GiB', got {_shown(value)}")
-    return int(float(match[1]) * {"MiB": 1, "GiB": 1024, "TiB": 1024**2}[match[2]])
-
-
-def _name(value: object) -> object:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", value):
-        raise ValueError(f"expected a name of lowercase letters, digits and hyphens, got {_shown(value)}")
-    return value
-
-
-Size = Annotated[int, BeforeValidator(_mebibytes)]
-"""Written as "400 MiB", "2 GiB" or "1 TiB"; held in MiB."""
-
-Name = Annotated[str, BeforeValidator(_name)]
-"""What services, profiles, nodes and secrets are called: a valid host name and part of a path."""
-
-Word = Annotated[str, Field(min_length=1)]
-"""Text that is not empty."""
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-"""A TCP port."""
-
-R = TypeVar("R", bound=Root)
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -126,8 +56,8 @@ class Document:
             return Problem(file, 1, 1, "the file is empty")
         return cls(file, root)
 
-    def parse(self, model: type[R]) -> "tuple[R | None, list[Problem]]":
-        """The document as a `model`, or None with all that is wrong in it."""
+    def parse(self, model: type[M]) -> "tuple[M | None, list[Problem]]":
+        """The document as a `model`, where it can be one, and all that is wrong in it."""
         data, problems = self._plain
         problems = list(problems)
         try:
@@ -136,7 +66,7 @@ class Document:
             for details in error.errors(include_url=False):
                 problems.append(self._translate(details, model))
             return None, problems
-        return (None if problems else parsed), problems
+        return parsed, problems
 
     def position(self, *where: Step) -> tuple[int, int]:
         """Line and column, counting from 1, of the deepest value that the keys and indexes lead to."""
@@ -171,7 +101,7 @@ class Document:
                 return [plain(item) for item in node.value]
             if isinstance(node, yaml.MappingNode):
                 return mapping(node)
-            empty = isinstance(node, yaml.ScalarNode) and node.value == "" and node.style is None
+            empty = isinstance(node, yaml.ScalarNode) and node.value == "" and not node.style
             return None if empty else str(node.value)
 
         def mapping(node: yaml.MappingNode) -> Data:
@@ -215,9 +145,9 @@ class Document:
         return _mark(key)
 
 
-def read_all(files: Iterable[Path], model: type[R]) -> tuple[list[R], list[Problem]]:
-    """Every file as a `model`, and the problems of those that are none."""
-    parsed: list[R] = []
+def read_all(files: Iterable[Path], model: type[M]) -> tuple[list[M], list[Problem]]:
+    """The files as a `model`, those that can be one, and all that is wrong in any of them."""
+    parsed: list[M] = []
     problems: list[Problem] = []
     for file in files:
         document = Document.read(file)
@@ -265,7 +195,7 @@ def _label(where: Sequence[Step]) -> str:
     return f"{'.'.join(map(str, where))}: " if where else ""
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as an error message shows it."""
     if value is None:
         return "nothing"
@@ -285,7 +215,7 @@ _EXPECTED = {
 
 
 def _expectation(error: ErrorDetails) -> str:
-    kind, context, got = error["type"], error.get("ctx", {}), _shown(error["input"])
+    kind, context, got = error["type"], error.get("ctx", {}), shown(error["input"])
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":

@@ -1,11 +1,12 @@
 """A layer profile: which services make up each layer."""
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
-from stacklab.model.documents import Name, Root, Step, Strict, Word, wrong
+from stacklab.model.documents import Step
+from stacklab.model.schema import Name, NotEmpty, Root, Strict, Word, wrong
 
 
 class Layer(Strict):
@@ -21,7 +22,7 @@ class Profile(Root):
     """The layers of a cloud, numbered from 1."""
 
     release: Name
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], NotEmpty]
 
     def entries(self) -> Iterator[tuple[str, tuple[Step, ...]]]:
         """Every service that the profile names, with where: keys and indexes of the entry."""

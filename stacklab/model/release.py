@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from stacklab.model.documents import Name, Root, Word
+from stacklab.model.schema import Name, Root, Word
 
 
 class Release(Root):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stacklab.model.documents import Name, Port, Root, Size, Strict, Word, wrong
+from stacklab.model.schema import Name, Port, Root, Size, Strict, Word, wrong
 
 Role = Literal["controller", "compute", "network", "storage"]
 """What a node of a lab is for; each part of a service runs on the nodes of one role."""

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from stacklab.model.documents import Name, Root, Size, Strict, wrong
+from stacklab.model.schema import Name, NotEmpty, Root, Size, Strict, wrong
 from stacklab.model.service import Role
 
 
@@ -39,7 +39,7 @@ class Node(Strict):
     """A machine of the lab; memory and disk in MiB."""
 
     name: Name
-    roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    roles: Annotated[tuple[Role, ...], NotEmpty]
     memory: Size
     cpus: Annotated[int, Field(ge=1)]
     disk: Size
@@ -48,7 +48,7 @@ class Node(Strict):
 class Topology(Root):
     """The nodes of a lab; at least one of them is a controller."""
 
-    nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=200)]
+    nodes: Annotated[tuple[Node, ...], NotEmpty, Field(max_length=200)]
 
     @property
     def controller(self) -> Node:
