@@ -1,6 +1,4 @@
-"""Whether a cloud does what it is there for: asked of the running cloud itself, never of stacklab's own
-records.
-"""
+"""Whether a cloud does what it is there for: asked of the cloud itself, never of stacklab's own records."""
 
 from stacklab.check.health import is_healthy, look
 from stacklab.check.result import CheckResult, CheckState

@@ -1,10 +1,10 @@
 """The scenario `agents`: all the processes of a service that report to its API are alive, on every node."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stacklab.check.cloud import Cloud
-from stacklab.check.result import CheckResult, Unmet, ask
+from stacklab.check.result import Checking, Unmet, ask
 from stacklab.model.service import Service
 
 # They report every 10 s (Nova) or 30 s (Neutron); after a start, the last report before it may count as dead.
@@ -14,7 +14,7 @@ Agents = dict[str, bool]
 """Whether each is alive, by its name and host."""
 
 
-def check_agents(cloud: Cloud, service: Service, name: str) -> Iterator[CheckResult]:
+def check_agents(cloud: Cloud, service: Service, name: str) -> Checking:
     """Every agent that the service's API lists is alive, and every compute node has one."""
     yield ask(service.name, name, lambda: wait_for_agents(cloud, service))
 
@@ -44,9 +44,7 @@ def _wait(cloud: Cloud, kind: str) -> None:
 
 
 def _compute(cloud: Cloud) -> Agents:
-    """https://docs.openstack.org/api-ref/compute/#compute-services-os-services; what an administrator
-    disabled is left out.
-    """
+    """https://docs.openstack.org/api-ref/compute/#list-compute-services, but for what was disabled."""
     services: list[dict[str, Any]] = cloud.api.get("compute", "/os-services")["services"]
     return {
         f"{each['binary']} on {each['host']}": each["state"] == "up"

@@ -4,6 +4,7 @@ The standard library alone: `up` on a healthy lab asks for one token, and import
 take longer than everything else that it does.
 """
 
+import http.client
 import json
 import threading
 import urllib.error
@@ -11,6 +12,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.message import Message
 from functools import cached_property
 from typing import Any
 
@@ -23,10 +25,10 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer, after redirects."""
+    """An HTTP answer, after redirects. The case of the headers' names does not matter."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Message
     body: bytes
 
     def json(self) -> Any:
@@ -63,12 +65,13 @@ def request(
         data = json.dumps(document).encode()
         own["Content-Type"] = "application/json"
     try:
-        with _OPENER.open(urllib.request.Request(url, data, own), timeout=seconds) as response:
-            return Answer(response.status, dict(response.headers), response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, dict(error.headers), error.read())
-    except (OSError, urllib.error.URLError) as error:
+        try:
+            response = _OPENER.open(urllib.request.Request(url, data, own), timeout=seconds)
+        except urllib.error.HTTPError as error:  # this, too, is an answer
+            response = error
+        with response:
+            return Answer(response.status, response.headers, response.read())
+    except (OSError, http.client.HTTPException) as error:
         raise Unmet(f"{url} does not answer: {getattr(error, 'reason', error)}") from None
 
 
@@ -95,18 +98,15 @@ class Api:
         answer = request(url, document=_login(self._credentials), seconds=self._seconds)
         if answer.status != 201:
             raise Unmet(f"Keystone gives no token, but status {answer.status}", detail=_excerpt(answer))
-        headers = {name.lower(): value for name, value in answer.headers.items()}
         document = answer.json()["token"]
         catalog = {
             service["type"]: tuple(dict.fromkeys(each["url"] for each in _public_first(service["endpoints"])))
             for service in document["catalog"]
         }
-        return Token(headers["x-subject-token"], document["project"]["id"], catalog)
+        return Token(answer.headers["X-Subject-Token"], document["project"]["id"], catalog)
 
     def addresses(self, kind: str) -> tuple[str, ...]:
-        """The addresses of a type of service, the public one first. Raises Unmet when the catalogue has
-        none.
-        """
+        """The addresses of a type of service, the public one first. Raises Unmet when there is none."""
         catalog = self.token.catalog
         if not catalog.get(kind):
             listed = ", ".join(sorted(catalog)) or "nothing"
@@ -114,8 +114,9 @@ class Api:
         return catalog[kind]
 
     def get(self, kind: str, path: str = "", *, headers: Mapping[str, str] | None = None) -> Any:
-        """The JSON document at `path` below the public address of a type of service. Raises Unmet for
-        status 400 and up.
+        """The JSON document at `path` below the public address of a type of service.
+
+        Raises Unmet for status 400 and up.
         """
         url = self.addresses(kind)[0].rstrip("/") + path
         answer = request(url, token=self.token.id, headers=headers, seconds=self._seconds)

@@ -1,11 +1,11 @@
-"""The checks that every service has without asking for them: its units run, its endpoints answer with a
-token.
-"""
+"""The checks that every service has by itself: its units run, its endpoints answer with a token."""
 
-from collections.abc import Iterator
+import time
+from dataclasses import replace
+from functools import partial
 
 from stacklab.check.cloud import Cloud
-from stacklab.check.result import CheckResult, Unmet, ask
+from stacklab.check.result import Checking, Unmet, ask
 from stacklab.check.units import unit_problems, units_on
 from stacklab.model.service import Endpoint, Service
 from stacklab.provide.provider import Node
@@ -13,21 +13,22 @@ from stacklab.provide.provider import Node
 UNIT_SECONDS = 30.0
 
 
-def check_units(cloud: Cloud, node: Node) -> Iterator[CheckResult]:
+def check_units(cloud: Cloud, node: Node) -> Checking:
     """Every unit of every service on a node is active: one SSH call, one result per service."""
     by_service = units_on(cloud.services, node)
     several = len(cloud.blueprint.nodes) > 1
+    name = "its units are active" + (f" on {node.name}" if several else "")
+    units = [unit for units in by_service.values() for unit in units]
     problems: dict[str, str] = {}
     failure: Unmet | None = None
+    begin = time.monotonic()
     try:
-        problems = unit_problems(
-            cloud.lab, node, [unit for units in by_service.values() for unit in units], seconds=UNIT_SECONDS
-        )
+        problems = unit_problems(cloud.lab, node, units, seconds=UNIT_SECONDS)
     except Unmet as error:
         failure = error
-    for service, units in by_service.items():
-        name = "its units are active" + (f" on {node.name}" if several else "")
-        yield ask(service, name, lambda units=units: _judge(units, problems, failure))  # type: ignore[misc]
+    seconds = round(time.monotonic() - begin, 3)
+    for service, own in by_service.items():
+        yield replace(ask(service, name, partial(_judge, own, problems, failure)), seconds=seconds)
 
 
 def _judge(units: tuple[str, ...], problems: dict[str, str], failure: Unmet | None) -> None:
@@ -38,7 +39,7 @@ def _judge(units: tuple[str, ...], problems: dict[str, str], failure: Unmet | No
         raise Unmet("; ".join(wrong))
 
 
-def check_endpoint(cloud: Cloud, service: Service, endpoint: Endpoint) -> Iterator[CheckResult]:
+def check_endpoint(cloud: Cloud, service: Service, endpoint: Endpoint) -> Checking:
     """The catalogue lists the endpoint, and each address that it has answers with a token."""
 
     def answers() -> None:

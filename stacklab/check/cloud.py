@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TypeVar
 
 from stacklab.blueprint import Blueprint
@@ -19,27 +18,29 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Cloud:
-    """A lab's cloud up to a layer. stopping: set when the checks are to end early."""
+    """A lab's cloud up to a layer.
+
+    credentials: the OS_* variables of its administrator. api: its APIs over plain HTTP, for use in the lab's
+    network. stopping: set when the checks are to end early.
+    """
 
     lab: Lab
     blueprint: Blueprint
     layer: int
+    credentials: Mapping[str, str]
+    api: Api
     stopping: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    def of(cls, lab: Lab, blueprint: Blueprint, layer: int) -> "Cloud":
+        """The cloud of a lab that runs. Nothing is asked of it yet."""
+        credentials = lab.environment()
+        return cls(lab, blueprint, layer, credentials, Api(credentials))
 
     @property
     def services(self) -> tuple[Service, ...]:
         """The services of the layers that are checked."""
         return self.blueprint.up_to(self.layer)
-
-    @cached_property
-    def credentials(self) -> dict[str, str]:
-        """The OS_* variables of the administrator."""
-        return self.lab.environment()
-
-    @cached_property
-    def api(self) -> Api:
-        """Its APIs over plain HTTP. To be used in the lab's network."""
-        return Api(self.credentials)
 
     def wait_for(
         self,
@@ -59,5 +60,10 @@ class Cloud:
                 return found
             if time.monotonic() > deadline:
                 raise Unmet(f"{otherwise()} after {seconds:.0f} s")
-            if self.stopping.wait(poll):
-                raise Interrupted("the checks were interrupted")
+            self.stopping.wait(poll)
+            self.heed_stop()
+
+    def heed_stop(self) -> None:
+        """Raise Interrupted when the checks are to end."""
+        if self.stopping.is_set():
+            raise Interrupted("the checks were interrupted")

@@ -5,19 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from stacklab.check.cloud import Cloud
-from stacklab.check.result import CheckResult, Unmet, ask
-from stacklab.errors import Interrupted
+from stacklab.check.result import Checking, Unmet, ask
 from stacklab.model.service import Service
 
 COMMAND_SECONDS = 180.0
 TAIL_LINES = 20
 
 
-def check_command(cloud: Cloud, service: Service, name: str, text: str) -> Iterator[CheckResult]:
+def check_command(cloud: Cloud, service: Service, name: str, text: str) -> Checking:
     """The shell command ends with 0 within 180 s."""
     yield ask(service.name, name, lambda: run_command(cloud, text))
 
@@ -41,11 +39,11 @@ def run_command(cloud: Cloud, text: str, seconds: float = COMMAND_SECONDS) -> st
                 output, _ = process.communicate(timeout=0.2)
                 break
             except subprocess.TimeoutExpired:
-                if cloud.stopping.is_set():
+                late = time.monotonic() > deadline
+                if late or cloud.stopping.is_set():
                     os.killpg(process.pid, signal.SIGKILL)
-                    raise Interrupted("the checks were interrupted") from None
-                if time.monotonic() > deadline:
-                    os.killpg(process.pid, signal.SIGKILL)
+                cloud.heed_stop()
+                if late:
                     raise Unmet(f"`{text}` has not ended after {seconds:.0f} s") from None
     if process.returncode != 0:
         lines = output.rstrip().splitlines()[-TAIL_LINES:]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from stacklab.blueprint import Blueprint
 from stacklab.check.api import Api, request
@@ -33,12 +34,12 @@ def look(lab: Lab, blueprint: Blueprint) -> list[str]:
         return [f"node '{node.name}' is {lab.provider.state(node)}" for node in stopped]
     address = lab.controller.address
     api = Api(lab.environment(), seconds=LOOK_SECONDS)
-    questions: list[Callable[[], list[str]]] = [lambda: _token(api)]
+    questions: list[Callable[[], list[str]]] = [partial(_token, api)]
     for node in blueprint.nodes:
-        questions.append(lambda node=node: _units(lab, blueprint, node))  # type: ignore[misc]
+        questions.append(partial(_units, lab, blueprint, node))
     for service in blueprint.services:
         for endpoint in service.identity.services:
-            questions.append(lambda port=endpoint.port: answers(f"http://{address}:{port}/"))  # type: ignore[misc]
+            questions.append(partial(answers, f"http://{address}:{endpoint.port}/"))
     try:
         with lab.namespace.network():
             return ask_all(questions)

@@ -28,7 +28,7 @@ from openstack import exceptions
 from openstack.connection import Connection
 
 from stacklab.check.cloud import Cloud
-from stacklab.check.result import CheckResult, CheckState, Unmet, ask
+from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
 from stacklab.model.service import Service
 
 PREFIX = "stacklab-check-"
@@ -45,7 +45,7 @@ CONSOLE_LINES = 25
 METADATA = "http://169.254.169.254/openstack/latest/meta_data.json"
 
 
-def check_instance(cloud: Cloud, service: Service, name: str) -> Iterator[CheckResult]:
+def check_instance(cloud: Cloud, service: Service, name: str) -> Checking:
     """Play the scenario: each step waits for the thing itself; after one that fails the others are skipped.
 
     Whatever happens, what was made is removed again, which is the last result.
@@ -58,6 +58,7 @@ def check_instance(cloud: Cloud, service: Service, name: str) -> Iterator[CheckR
             if failed:
                 yield CheckResult(service.name, title, CheckState.SKIPPED, error=f"'{failed}' failed")
                 continue
+            cloud.heed_stop()
             result = ask(service.name, title, step)
             failed = words if result.state is CheckState.FAILED else ""
             yield result

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,6 +35,10 @@ class CheckResult:
     detail: str = ""
 
 
+Checking = Generator[CheckResult, None, None]
+"""A check at work: it gives each result as it comes, and puts away what it made when it is closed."""
+
+
 class Unmet(Exception):
     """What was asked of the cloud is not so. detail: further lines that tell why."""
 
@@ -44,9 +48,7 @@ class Unmet(Exception):
 
 
 def ask(service: str, name: str, question: Callable[[], object]) -> CheckResult:
-    """Ask one question: it passes when it returns, and whatever it raises is its failure. Interrupted goes
-    through.
-    """
+    """Ask one question: it passes when it returns; what it raises is its failure, but for Interrupted."""
     begin = time.monotonic()
     try:
         question()

@@ -1,10 +1,9 @@
-"""Running the checks of a cloud: all of them, a few at a time, each result recorded in the journal as it
-comes.
-"""
+"""Running the checks of a cloud: all of them, a few at a time, each result recorded as it comes."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,21 +13,20 @@ from stacklab.check.automatic import check_endpoint, check_units
 from stacklab.check.cloud import Cloud
 from stacklab.check.commands import check_command
 from stacklab.check.junit import write_junit
-from stacklab.check.result import CheckResult, CheckState, Unmet
+from stacklab.check.result import Checking, CheckResult, CheckState, Unmet
 from stacklab.check.scenarios import check_scenario
 from stacklab.check.units import on_node, units_on
-from stacklab.errors import CheckFailed, UsageError
+from stacklab.errors import CheckFailed
 from stacklab.journal import Listener
 from stacklab.lab.lab import Lab
 
-# Most checks wait for the cloud; but each `openstack` command is 1.5 s of one core, and so is what it sets
-# off.
+# Most checks only wait for the cloud, but an `openstack` command is 1.5 s of work for one core.
 WORKERS = 3
 LOG_LINES = 15
 LOG_SECONDS = 15.0
 LOGS_AT_MOST = 3
 
-Job = Callable[[], Iterator[CheckResult]]
+Job = Callable[[], Checking]
 """One thing to do that gives one result, or several in turn."""
 
 
@@ -46,15 +44,11 @@ def check_layer(lab: Lab, blueprint: Blueprint, layer: int) -> list[CheckResult]
 def verify(lab: Lab, listener: Listener, junit: Path | None = None) -> list[CheckResult]:
     """Run all checks of the layer that the lab stands on, and tell `listener` each event on the way.
 
-    junit: where to write the results as JUnit XML, whatever they are. Raises like `check_layer`, and
-    UsageError when the lab stands on no layer yet.
+    A lab that stands on none yet, because a check failed in its first `up`, is checked as layer 1.
+    junit: where to write the results as JUnit XML, whatever they are. Raises like `check_layer`.
     """
     blueprint = resolve(lab, UpRequest(lab=lab.name))
-    layer = blueprint.settings.layer
-    if layer == 0:
-        raise UsageError(
-            f"lab '{lab.name}' stands on no layer yet", hint=f"stacklab up --layer 1 --lab {lab.name}"
-        )
+    layer = blueprint.target
     with lab.locked():
         unsubscribe = lab.journal.subscribe(listener)
         try:
@@ -75,7 +69,7 @@ def _layers(blueprint: Blueprint) -> dict[str, int]:
 
 def run_checks(lab: Lab, blueprint: Blueprint, layer: int) -> list[CheckResult]:
     """Run all checks and record them; returns the results in the order of the services."""
-    cloud = Cloud(lab, blueprint, layer)
+    cloud = Cloud.of(lab, blueprint, layer)
     order = [service.name for service in cloud.services]
 
     def record(result: CheckResult) -> None:
@@ -119,9 +113,10 @@ def run_jobs(
     results: list[CheckResult] = []
 
     def work(job: Job) -> None:
-        for result in job():
-            results.append(result)
-            record(result)
+        with closing(job()) as checking:
+            for result in checking:
+                results.append(result)
+                record(result)
 
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="check")
     try:
@@ -156,7 +151,7 @@ def failure_of(failed: Sequence[CheckResult], count: int, logs: Sequence[str], l
     return CheckFailed(
         message,
         detail="\n\n".join(part for part in (*told, *logs) if part),
-        hint=f"stacklab logs{option} {first.service}; after mending it, stacklab verify{option}",
+        hint=f"stacklab logs{option} {first.service}; when it is mended, stacklab verify{option}",
     )
 
 

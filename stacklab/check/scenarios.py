@@ -1,19 +1,17 @@
 """The scenarios that a service's `checks` may name: what takes more than one command to find out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from stacklab.check.agents import check_agents
 from stacklab.check.cloud import Cloud
-from stacklab.check.result import CheckResult, CheckState
+from stacklab.check.result import Checking, CheckResult, CheckState
 from stacklab.model.service import Service
 
-Scenario = Callable[[Cloud, Service, str], Iterator[CheckResult]]
-"""Takes the cloud, the service that names it and the name of the check; gives a result for each of its
-steps.
-"""
+Scenario = Callable[[Cloud, Service, str], Checking]
+"""Takes the cloud, the service that names it and the name of the check; gives a result for each step."""
 
 
-def _instance(cloud: Cloud, service: Service, name: str) -> Iterator[CheckResult]:
+def _instance(cloud: Cloud, service: Service, name: str) -> Checking:
     from stacklab.check.instance import check_instance  # openstacksdk and paramiko take half a second
 
     return check_instance(cloud, service, name)
@@ -22,9 +20,10 @@ def _instance(cloud: Cloud, service: Service, name: str) -> Iterator[CheckResult
 SCENARIOS: Mapping[str, Scenario] = {"agents": check_agents, "instance": _instance}
 
 
-def check_scenario(cloud: Cloud, service: Service, name: str, scenario: str) -> Iterator[CheckResult]:
+def check_scenario(cloud: Cloud, service: Service, name: str, scenario: str) -> Checking:
     """Play the scenario of that name."""
     if scenario not in SCENARIOS:
         words = f"there is no scenario '{scenario}'; there is: {', '.join(SCENARIOS)}"
-        return iter([CheckResult(service.name, name, CheckState.FAILED, error=words)])
-    return SCENARIOS[scenario](cloud, service, name)
+        yield CheckResult(service.name, name, CheckState.FAILED, error=words)
+        return
+    yield from SCENARIOS[scenario](cloud, service, name)
