@@ -136,7 +136,7 @@ class Document:
         return Problem(self.file, *position, f"{_label(where)}{_expectation(error)}")
 
     def _key_position(self, where: Sequence[Step]) -> tuple[int, int]:
-        node = self.root
+        key = node = self.root
         for step in where:
             below = _child(node, step)
             if below is None:

@@ -18,10 +18,8 @@ _BOX, _SLOT, _ROW_GAP = 32, 4, 16
 _COLUMN_GAP, _PADDING, _PANEL_GAP = 60, 22, 24
 _MARGIN, _HEADING, _LEGEND = 16, 48, 44
 _CHARACTER, _HEADING_CHARACTER, _BESIDE_TEXT = 7.4, 8.8, 26
-_PORTS: dict[Need, int] = {
-    "requires": -4,
-    "uses": 6,
-}  # above or below the middle of a box, so that both are seen
+# Arrows end above or below the middle of a box, so that both kinds are seen.
+_PORTS: dict[Need, int] = {"requires": -4, "uses": 6}
 _SWEEPS = 40
 _PLANNED_IN_A_COLUMN = 6
 
@@ -101,7 +99,7 @@ class _Layout:
 
     @property
     def height(self) -> float:
-        return max(item.top + item.height for item in self.items)
+        return max((item.top + item.height for item in self.items), default=0)
 
     def _route(self, arrow: Arrow) -> Iterator[_Segment]:
         """The pieces of an arrow, through a slot in each column between its ends."""

@@ -14,6 +14,9 @@ from stacklab.model.documents import unknown
 from stacklab.model.profile import Layer, Profile
 from stacklab.model.service import Service
 
+Added = Collection[str] | Mapping[str, int]
+"""Services to add to a lab; mapped to the number of the layer that each was added to."""
+
 
 class Graph:
     """The services of a profile, and those from outside that can be added to it, with what each requires."""
@@ -52,35 +55,38 @@ class Graph:
         self._layers_up_to(layer)
         return tuple(self._services[name] for name, number in self.standing.items() if number == layer)
 
-    def closure(
-        self, layer: int, with_: Collection[str] = (), without: Collection[str] = ()
-    ) -> tuple[Service, ...]:
-        """Every service of a lab on `layer`, each after what it requires.
-
-        with_: services to add, with all that they require.
-        without: services to leave out, with what only they require.
-        Raises UsageError for a name or layer that is not there, a service that is planned and not built yet,
-        and a service to leave out that another one needs.
-        """
+    def closure(self, layer: int, with_: Added = (), without: Collection[str] = ()) -> tuple[Service, ...]:
+        """Every service of a lab on `layer`, each after what it requires: the cuts, one after the other."""
         return tuple(service for cut in self.cuts(layer, with_, without) for service in cut)
 
     def cuts(
-        self, layer: int, with_: Collection[str] = (), without: Collection[str] = ()
+        self, layer: int, with_: Added = (), without: Collection[str] = ()
     ) -> tuple[tuple[Service, ...], ...]:
-        """The closure, layer by layer from 1 to `layer`; what `with_` adds from above stands in `layer`."""
+        """The services of a lab on `layer`, from layer 1 upwards, each after what it requires.
+
+        with_: services to add, with all that they require; to `layer`, or each to the layer it is mapped to.
+        without: services to leave out, with what only they require.
+        With the same mapping, what stands in a layer stays there when a lab climbs to the next one.
+        Raises UsageError for a name or layer that is not there, a service that is planned and not built yet,
+        and a service to leave out that another one needs.
+        """
         asked = self._layers_up_to(layer)
         for name in (*with_, *without):
             self._known(name)
             if name in with_ and name in without:
                 raise UsageError(f"'{name}' is asked for with --with and with --without")
         self._refuse_planned(asked, with_, without)
-        wanted = [name for cut in asked for name in cut.services if name not in without]
-        names = self._required_by([*wanted, *with_])
-        self._refuse_needed(names, without)
-        number = {name: min(self.standing.get(name, layer), layer) for name in names}
+        added = with_ if isinstance(with_, Mapping) else dict.fromkeys(with_, layer)
+        numbers: dict[str, int] = {}
+        for cut in asked:
+            wanted = [name for name in cut.services if name not in without]
+            wanted += [name for name, number in added.items() if number == cut.number]
+            for name in self._required_by(wanted):
+                numbers.setdefault(name, cut.number)
+        self._refuse_needed(numbers, without)
+        ordered = self._in_order(numbers)
         return tuple(
-            tuple(self._services[name] for name in self._in_order(names) if number[name] == cut.number)
-            for cut in asked
+            tuple(self._services[name] for name in ordered if numbers[name] == cut.number) for cut in asked
         )
 
     def generations(self, services: Iterable[Service]) -> tuple[tuple[Service, ...], ...]:
@@ -118,9 +124,7 @@ class Graph:
             raise UsageError(f"there is no layer {number}: {self.profile.name} has 1 to {len(self.layers)}")
         return self.layers[:number]
 
-    def _refuse_planned(
-        self, asked: Sequence[Layer], with_: Collection[str], without: Collection[str]
-    ) -> None:
+    def _refuse_planned(self, asked: Sequence[Layer], with_: Added, without: Collection[str]) -> None:
         listed = [name for cut in asked for name in cut.planned if name not in without]
         missing = [name for name in (*listed, *with_) if name not in with_ or name not in self._services]
         if missing:

@@ -40,7 +40,8 @@ def panels(graph: Graph) -> tuple[Panel, ...]:
         )
         for cut in graph.layers
     ]
-    outside = tuple(name for name in graph.services if name not in graph.standing)
+    placed = {*graph.standing, *(name for cut in graph.layers for name in cut.planned)}
+    outside = tuple(name for name in graph.services if name not in placed)
     return (*result, Panel("in no layer", outside, ())) if outside else tuple(result)
 
 

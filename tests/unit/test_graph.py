@@ -98,6 +98,15 @@ def test_with_adds_a_service_and_its_closure_to_the_layer_asked_for(graph: Graph
     assert [names(cut) for cut in graph.cuts(2, with_=["motd"])][1] == ["cinder", "motd"]
 
 
+def test_what_stands_in_a_layer_stays_there_when_the_lab_climbs(graph: Graph) -> None:
+    for with_, without in (({"banner": 1}, []), ({"motd": 1}, []), ({}, ["nova"]), ({}, ["glance", "nova"])):
+        assert graph.cuts(2, with_, without)[:1] == graph.cuts(1, with_, without)
+    assert [names(cut) for cut in graph.cuts(2, {}, ["nova"])] == [
+        ["mariadb", "keystone", "glance"],
+        ["rabbitmq", "cinder"],
+    ]
+
+
 def test_with_a_service_of_a_layer_below_changes_nothing(graph: Graph) -> None:
     assert graph.cuts(2, with_=["glance"]) == graph.cuts(2)
 
@@ -223,6 +232,13 @@ def test_the_picture_shows_every_service_and_no_two_on_one_place(drawn: Graph) -
         for other_x, other_y, other_width, other_height in boxes[:index]:
             apart = x + width <= other_x or other_x + other_width <= x
             assert apart or y + height <= other_y or other_y + other_height <= y
+
+
+@pytest.mark.parametrize("layers", [[""], ["[zaqar]"], ["keystone [motd]"]])
+def test_sparse_profiles_can_be_drawn(tmp_path: Path, layers: list[str]) -> None:
+    services = {"keystone": "", "motd": "keystone"} if "keystone" in layers[0] else {}
+    picture = svg(catalog(tmp_path, services, *layers).graph("cloud"))
+    assert picture.count(">motd</text>") == (1 if services else 0)
 
 
 def test_the_picture_stays_inside_its_frame(drawn: Graph) -> None:
