@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-PLANNED = "stacklab.plan.made"
+PLANNED = "stacklab.lab.planned"
 _KEPT_TIMINGS = 5  # runs per step; their median is not thrown off by one slow mirror
 
 Clock = Callable[[], float]
@@ -119,6 +119,7 @@ class Board:
     timings: Timings
     clock: Clock = time.monotonic
     running: dict[int, Running] = field(default_factory=dict)
+    planned: frozenset[str] = frozenset()
     to_come: list[str] = field(default_factory=list)
     begin: float = field(init=False)
 
@@ -136,6 +137,7 @@ class Board:
         name = str(event.data.get("name", ""))
         if event.type == PLANNED:
             self.to_come = [str(each) for each in event.data.get("steps", [])]
+            self.planned = frozenset(self.to_come)
         elif kind == "step.started":
             self.running[event.id] = Running(name, _subject(event), self.clock())
             self._not_to_come(name)
@@ -146,8 +148,7 @@ class Board:
             if kind == "step.passed":
                 self.timings.add(name, float(event.data.get("seconds", 0)))
         elif kind.startswith("task.") and self.running:
-            step = self.running.get(int(event.data.get("step", 0))) or self.running[max(self.running)]
-            step.task = title_of(event) if kind == "task.started" else ""
+            self._note_task(title_of(event), begins=kind == "task.started")
 
     def remaining(self) -> str:
         """A guess such as "about 40 s left" from earlier runs; empty when there is nothing to go by."""
@@ -157,12 +158,22 @@ class Board:
             left += expected or 0.0
             unknown += expected is None
         for step in self.running.values():
+            if step.name not in self.planned:  # a part of a planned one, in whose time it is contained
+                continue
             expected = self.timings.expected(step.name)
             left += max(0.0, (expected or 0.0) - (self.clock() - step.begin))
             unknown += expected is None
         if left < 1:  # nothing known, or it takes longer than it ever did: say nothing rather than "0 s left"
             return ""
         return f"{'at least' if unknown else 'about'} {seconds_text(5 * math.ceil(left / 5))} left"
+
+    def _note_task(self, title: str, *, begins: bool) -> None:
+        if begins:
+            self.running[max(self.running)].task = title
+            return
+        for step in self.running.values():
+            if step.task == title:
+                step.task = ""
 
     def _not_to_come(self, name: str) -> None:
         """Take off the list what begins now, and what was passed over before it: it was found done."""

@@ -24,10 +24,14 @@ def verify(
 
     Its APIs, its agents, and an instance that boots, answers and goes. Ends with 4 when a check fails.
     """
+    from stacklab.check import CheckState
     from stacklab.check import verify as check
     from stacklab.lab import Lab
 
     home = Home.from_environment()
     checked = Lab.open(home, lab)
     with progress(home, output, verbose=verbose) as screen:
-        check(checked, screen, junit)
+        results = check(checked, screen, junit)
+    if output is Output.TABLE:
+        passed = sum(result.state is CheckState.PASSED for result in results)
+        typer.echo(f"Lab {lab} does what it should: {passed} checks passed.")

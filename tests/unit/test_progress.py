@@ -161,14 +161,14 @@ def test_names_are_not_read_as_markup(timings: Timings) -> None:
 def test_without_a_plan_or_earlier_runs_no_time_is_guessed(timings: Timings) -> None:
     board = Board(timings, HandClock())
     assert board.remaining() == ""
-    board.note(event("plan.made", steps=["boot"]))
+    board.note(event("lab.planned", steps=["boot"]))
     assert board.remaining() == ""
 
 
 def test_the_guess_adds_up_what_is_to_come_and_what_runs(timings: Timings) -> None:
     clock = HandClock()
     board = Board(learned(timings, boot=10, configure=60), clock)
-    board.note(event("plan.made", steps=["boot", "configure"]))
+    board.note(event("lab.planned", steps=["boot", "configure"]))
     assert board.remaining() == "about 1 min 10 s left"
     started = event("step.started", name="boot")
     board.note(started)
@@ -183,14 +183,34 @@ def test_the_guess_adds_up_what_is_to_come_and_what_runs(timings: Timings) -> No
 
 def test_what_was_passed_over_is_not_to_come(timings: Timings) -> None:
     board = Board(learned(timings, image=100, boot=10, configure=60), HandClock())
-    board.note(event("plan.made", steps=["image", "boot", "configure"]))
+    board.note(event("lab.planned", steps=["image", "boot", "configure"]))
     board.note(event("step.started", name="boot"))
     assert board.remaining() == "about 1 min 10 s left"
 
 
+def test_the_parts_of_a_planned_step_are_not_counted_twice(timings: Timings) -> None:
+    board = Board(learned(timings, layer=60, schema=20), HandClock())
+    board.note(event("lab.planned", steps=["layer"]))
+    board.note(event("step.started", name="layer"))
+    board.note(event("step.started", "controller", name="schema"))
+    assert board.remaining() == "about 1 min 00 s left"
+
+
+def test_a_task_is_shown_beside_its_step_until_it_ends(timings: Timings) -> None:
+    board = Board(timings, HandClock())
+    board.note(event("task.started", "controller", task="before any step"))
+    outer = event("step.started", name="layer 1")
+    board.note(outer)
+    board.note(event("task.started", "controller", task="converge"))
+    board.note(event("step.started", "controller", name="nova/schema"))
+    assert board.running[outer.id].task == "converge (controller)"
+    board.note(event("task.passed", "controller", task="converge"))
+    assert board.running[outer.id].task == ""
+
+
 def test_a_step_never_seen_makes_it_at_least(timings: Timings) -> None:
     board = Board(learned(timings, boot=10), HandClock())
-    board.note(event("plan.made", steps=["boot", "configure"]))
+    board.note(event("lab.planned", steps=["boot", "configure"]))
     assert board.remaining() == "at least 10 s left"
 
 
