@@ -60,14 +60,17 @@ class Archive:
 
         Packages that are already downloaded are not fetched again. Raises StepFailed.
         """
-        command = ["apt-get", "install", "--reinstall", "--no-install-recommends", "-y"] if closure else []
-        wanted = self._run(*(command or ["apt-get", "download"]), "--print-uris", "-qq", *names)
-        files = [self._archives / file for file in re.findall(r"^'[^']+' (\S+\.deb) ", wanted, re.MULTILINE)]
+        if closure:
+            command = ["apt-get", "install", "--no-install-recommends", "--download-only", "-y", "-qq", *names]
+        else:
+            command = ["apt-get", "download", "-qq", *names]
+        # apt prints no address for what is downloaded already, so it is shown a folder without packages.
+        empty = self.state / "none"
+        (empty / "partial").mkdir(parents=True, exist_ok=True)
+        listing = self._run(*command, "--print-uris", "-o", f"Dir::Cache::archives={empty}", folder=empty)
+        files = [self._archives / name for name in re.findall(r"^'[^']+' (\S+\.deb) ", listing, re.MULTILINE)]
         if not all(file.is_file() for file in files):
-            if closure:
-                self._run(*command, "--download-only", "-qq", *names)
-            else:
-                self._run("apt-get", "download", "-qq", *names)
+            self._run(*command)
         return files
 
     def unpack(self, files: Sequence[Path], root: Path) -> None:
@@ -89,10 +92,15 @@ class Archive:
     def _archives(self) -> Path:
         return self.state / "archives"
 
-    def _run(self, *command: str) -> str:
+    def _run(self, *command: str, folder: Path | None = None) -> str:
         environment = {**os.environ, "APT_CONFIG": str(self._configure()), "LC_ALL": "C.UTF-8"}
         done = subprocess.run(
-            command, cwd=self._archives, env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=folder or self._archives,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise StepFailed(f"{' '.join(command[:2])} failed for {self.pockets[0]}", detail=done.stderr.strip())

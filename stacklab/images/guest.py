@@ -1,0 +1,303 @@
+"""The image `guest`: a small Linux for instances, from Debian's kernel, busybox and dropbear.
+
+    sector 0            boot code and partition table
+    1 MiB               FAT: syslinux, the kernel, and an initramfs that finds the root file system
+    after it            ext4, labelled `guest`: the system; the instance makes it as large as its disk
+
+No mount and no loop device: mtools and mke2fs write into the image file. The tools and the system come from the
+packages of the release's suite, unpacked in a folder, and are run in there, so the host needs none of them.
+What the guest does when it boots is in templates/guest.
+"""
+
+import hashlib
+import lzma
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stacklab.errors import StepFailed
+from stacklab.home import data_dir
+from stacklab.host.archive import Archive
+
+KERNEL = "linux-image-cloud-amd64"
+# What the guest consists of, with all that these depend on; without; and what writes its boot partition.
+PACKAGES = ("busybox-static", "dropbear-bin", "e2fsprogs")
+ALONE = ("util-linux",)
+TOOLS = ("mtools", "syslinux", "syslinux-common")
+# Programs beside busybox's, with the libraries that they load.
+PROGRAMS = (
+    "usr/sbin/dropbear",
+    "usr/bin/dropbearkey",
+    "usr/sbin/blkid",  # Debian's busybox has none, and its findfs does not know every FAT
+    "usr/sbin/mke2fs",
+    "usr/sbin/resize2fs",
+    "usr/sbin/e2fsck",
+)
+LINKS = {"usr/sbin/mkfs.ext4": "mke2fs", "usr/sbin/mkfs.ext2": "mke2fs"}
+
+COMMAND_LINE = "root=LABEL=guest console=tty0 console=ttyS0,115200 quiet mitigations=off panic=5"
+
+MIB = 2**20
+SECTOR = 512
+SYSTEM_MIB = 64
+USER_ID = 1000  # of the user `guest`
+REVISION = 1  # raise it when what is done below changes
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The files of a built guest: a disk to boot, and its kernel and initramfs for booting without it."""
+
+    disk: Path
+    kernel: Path
+    initramfs: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> "Guest":
+        """The guest whose files lie in `folder`."""
+        return cls(folder / "guest.qcow2", folder / "vmlinuz", folder / "initramfs")
+
+
+def guest_inputs(pockets: Sequence[str]) -> dict[str, Any]:
+    """All that the guest of a release is made of, for the key of its image (plain JSON values)."""
+    return {
+        "revision": REVISION,
+        "pockets": list(pockets),
+        "packages": [KERNEL, *PACKAGES, *ALONE, *TOOLS],
+        "command_line": COMMAND_LINE,
+        "scripts": _digest(_templates()),
+    }
+
+
+def build_guest(folder: Path, archive: Archive, workdir: Path) -> Guest:
+    """Build the guest's files in `folder`, from the packages of `archive`; about 5 s once they are downloaded.
+
+    workdir: an empty folder on a disk with 250 MiB free, for the builder's own use. Needs root (chroot, and
+    owners of files). Raises StepFailed with the words of the tool that failed.
+    """
+    tools = workdir / "tools"
+    archive.unpack(_fetch(archive), tools)
+    guest = Guest.at(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    kernel = next((tools / "boot").glob("vmlinuz-*"))
+    shutil.copyfile(kernel, guest.kernel)
+    initramfs = workdir / "initramfs"
+    _fill_initramfs(tools, initramfs)
+    guest.initramfs.write_bytes(b"".join(_cpio(initramfs)))
+    system = workdir / "system"
+    _fill_system(tools, system)
+
+    disk = tools / "disk.raw"
+    _write_disk(disk, tools, system, guest)
+    compressed = folder / f".{guest.disk.name}"
+    _run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", disk, compressed)
+    compressed.rename(guest.disk)
+    return guest
+
+
+def _fetch(archive: Archive) -> list[Path]:
+    """The packages, downloaded; of the kernel only itself, as what it depends on is for installing it."""
+    names = [name for name in archive.dependencies(KERNEL) if re.match(r"linux-(image|modules|binary)", name)]
+    if not names:
+        raise StepFailed(f"the package {KERNEL} names no kernel")
+    alone = archive.fetch([*names, *ALONE], closure=False)
+    return [*alone, *archive.fetch([*PACKAGES, *TOOLS], closure=True)]
+
+
+def _fill_initramfs(tools: Path, folder: Path) -> None:
+    shutil.copytree(_templates() / "initramfs", folder)
+    _set_modes(folder)
+    _install_busybox(tools, folder)
+    for name in ("dev", "proc", "sys", "modules"):
+        (folder / name).mkdir()
+    order = []
+    for name, options, content in _modules(next((tools / "usr/lib/modules").iterdir())):
+        (folder / "modules" / f"{name}.ko").write_bytes(content)
+        order.append(f"{name} {options}".rstrip() + "\n")
+    (folder / "modules" / "load").write_text("".join(order))
+
+
+def _fill_system(tools: Path, folder: Path) -> None:
+    shutil.copytree(_templates() / "root", folder)
+    _set_modes(folder)
+    _install_busybox(tools, folder)
+    for program in PROGRAMS:
+        for file in (program, *_libraries(tools, program)):
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # busybox has applets of these names
+            shutil.copyfile(tools / file, target)
+            target.chmod(0o755)
+    for link, target_name in LINKS.items():
+        (folder / link).unlink(missing_ok=True)
+        (folder / link).symlink_to(target_name)
+    for name in ("dev", "proc", "sys", "run", "mnt", "root", "tmp", "var/log", "home/guest"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "root").chmod(0o700)
+    (folder / "tmp").chmod(0o1777)
+    (folder / "etc/shadow").chmod(0o600)
+    shutil.chown(folder / "home/guest", USER_ID, USER_ID)
+
+
+def _install_busybox(tools: Path, folder: Path) -> None:
+    """Put busybox there, with a link for each of its applets; /usr is merged, as in Debian."""
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (folder / "usr" / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(f"usr/{name}")
+    shutil.copyfile(tools / "usr/bin/busybox", folder / "usr/bin/busybox")
+    (folder / "usr/bin/busybox").chmod(0o4755)
+    for applet in _run("chroot", tools, "/bin/busybox", "--list-full").split():
+        place = "usr/sbin" if "sbin" in applet else "usr/bin"
+        link = folder / place / Path(applet).name
+        if not link.exists():
+            link.symlink_to("/bin/busybox")
+
+
+def _set_modes(folder: Path) -> None:
+    """Scripts are executable, whatever the way on which stacklab was installed did to their modes."""
+    for file in folder.rglob("*"):
+        executable = file.is_dir() or file.read_bytes()[:2] == b"#!"
+        file.chmod(0o755 if executable else 0o644)
+
+
+def _modules(kernel: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Name, options and content of each module to load, after what it depends on.
+
+    Dependencies are read from the modules themselves (`depends=` in their .modinfo): modules.dep is made when the
+    package is installed, and it is not.
+    """
+    files = {_module_name(file): file for file in kernel.rglob("*.ko*")}
+    loaded: set[str] = set()
+
+    def load(name: str, options: str = "") -> Iterator[tuple[str, str, bytes]]:
+        if name in loaded or name not in files:
+            return
+        loaded.add(name)
+        packed = files[name].read_bytes()
+        content = lzma.decompress(packed) if files[name].suffix == ".xz" else packed
+        found = re.search(rb"\0depends=([^\0]*)\0", content)
+        for other in found[1].decode().split(",") if found else []:
+            yield from load(other.replace("-", "_"))
+        yield name, options, content
+
+    for line in (_templates() / "modules").read_text().splitlines():
+        name, _, options = line.partition("#")[0].strip().partition(" ")
+        yield from load(name, options)
+
+
+def _module_name(file: Path) -> str:
+    return file.name.partition(".ko")[0].replace("-", "_")
+
+
+def _libraries(tools: Path, program: str) -> list[str]:
+    """The shared libraries that a program loads, its loader included: paths below the root, as it asks for them."""
+    loader = next(iter(sorted((tools / "usr/lib64").glob("ld-linux*"))))
+    listing = _run("chroot", tools, f"/lib64/{loader.name}", "--list", f"/{program}")
+    return [path.lstrip("/") for path in re.findall(r"(/\S+)(?= \(0x)", listing)]
+
+
+def _write_disk(disk: Path, tools: Path, system: Path, guest: Guest) -> None:
+    """Write boot code, partition table, boot partition and root file system into the raw image `disk`."""
+    boot_files = [guest.kernel, guest.initramfs]
+    boot_mib = sum(file.stat().st_size for file in boot_files) // MIB + 2
+    system_start = 1 + boot_mib
+    with disk.open("wb") as stream:
+        stream.truncate((system_start + SYSTEM_MIB) * MIB)
+        # mbr.bin: code of 440 bytes that starts the active partition.
+        stream.write((tools / "usr/lib/syslinux/mbr/mbr.bin").read_bytes()[:440])
+        stream.seek(446)
+        stream.write(_partition(0x0E, 1, boot_mib, active=True))
+        stream.write(_partition(0x83, system_start, SYSTEM_MIB))
+        stream.seek(510)
+        stream.write(b"\x55\xaa")
+
+    # syslinux runs mtools through the shell, and names the disk to them as /proc/PID/fd/N.
+    (tools / "usr/bin/sh").symlink_to("busybox")
+    for name in ("tmp", "proc"):
+        (tools / name).mkdir(exist_ok=True)
+    with_proc = ("unshare", "--mount", "sh", "-c", 'mount --bind /proc "$1/proc" && exec chroot "$@"', "sh", tools)
+    staged = tools / "staged"
+    staged.mkdir()
+    for file in boot_files:
+        shutil.copyfile(file, staged / file.name)
+    (staged / "syslinux.cfg").write_text(
+        f"DEFAULT guest\nLABEL guest\n LINUX vmlinuz\n INITRD initramfs\n APPEND {COMMAND_LINE}\n"
+    )
+    inside = f"/{disk.name}"
+    sectors = boot_mib * MIB // SECTOR
+    hidden = MIB // SECTOR
+    # Heads and sectors per track are what SeaBIOS says of any disk of this size.
+    shape = ["-h", "255", "-s", "63", "-H", str(hidden), "-T", str(sectors), "-c", "4"]
+    _run("chroot", tools, "mformat", "-i", f"{inside}@@{MIB}", *shape)
+    _run("chroot", tools, "sh", "-c", f"mcopy -i {inside}@@{MIB} staged/* ::")
+    _run(*with_proc, "syslinux", "--install", "--offset", str(MIB), inside)
+
+    _run(
+        *("mke2fs", "-q", "-t", "ext4", "-L", "guest", "-b", "4096", "-m", "0", "-J", "size=4", "-d", system),
+        *("-E", f"offset={system_start * MIB},root_owner=0:0", disk, f"{SYSTEM_MIB}M"),
+    )
+
+
+def _partition(kind: int, start_mib: int, size_mib: int, *, active: bool = False) -> bytes:
+    """An entry of the partition table; the cylinder fields say `beyond CHS`, as everything reads the LBA ones."""
+    beyond = b"\xfe\xff\xff"
+    sectors = MIB // SECTOR
+    place = struct.pack("<II", start_mib * sectors, size_mib * sectors)
+    return bytes([0x80 if active else 0]) + beyond + bytes([kind]) + beyond + place
+
+
+def _cpio(root: Path) -> Iterator[bytes]:
+    """The tree as an initramfs: cpio in the `newc` format, all owned by root. Not compressed, as the disk is.
+
+    https://docs.kernel.org/driver-api/early-userspace/buffer-format.html
+    """
+    for number, path in enumerate(sorted(root.rglob("*")), start=1):
+        status = path.lstat()
+        if path.is_symlink():
+            content = str(path.readlink()).encode()
+        else:
+            content = path.read_bytes() if path.is_file() else b""
+        yield _cpio_entry(str(path.relative_to(root)), number, status.st_mode, content)
+    yield _cpio_entry("TRAILER!!!", 0, 0, b"")
+
+
+def _cpio_entry(name: str, inode: int, mode: int, content: bytes) -> bytes:
+    encoded = name.encode() + b"\0"
+    fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
+    header = b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
+    return _padded(header) + _padded(content)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)
+
+
+def _templates() -> Path:
+    return data_dir() / "templates" / "guest"
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256, in hex, of the names and contents of all files below a folder."""
+    digest = hashlib.sha256()
+    for file in _files(folder):
+        for part in (str(file.relative_to(folder)).encode(), file.read_bytes()):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = " ".join(map(str, command))
+        raise StepFailed(f"building the guest: {words[:120]} failed", detail=(done.stdout + done.stderr).strip())
+    return done.stdout
