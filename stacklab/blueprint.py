@@ -62,13 +62,13 @@ class Blueprint:
     def packages(self, services: Iterable[Service], node: Node) -> tuple[str, ...]:
         """The packages that `services` need on a node, sorted, each once."""
         return tuple(
-            sorted({package for service in services for part in parts_on(service, node) for package in part.packages})
+            sorted({package for service in services for part in parts_on(service, node).values() for package in part.packages})
         )
 
 
-def parts_on(service: Service, node: Node) -> list[Part]:
-    """The parts of a service that run on a node."""
-    return [part for role, part in service.parts.items() if role in node.roles]
+def parts_on(service: Service, node: Node) -> dict[str, Part]:
+    """The parts of a service that run on a node, by role."""
+    return {role: part for role, part in service.parts.items() if role in node.roles}
 
 
 def resolve(lab: Lab, request: UpRequest) -> Blueprint:

@@ -4,8 +4,10 @@ Read `up` from top to bottom: it is the path that everything in stacklab is part
 done already, so that the same call resumes after Ctrl-C, a crash or a reboot, and only looks at a healthy lab.
 """
 
+import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import check_layer, is_healthy
 from stacklab.home import Home
 from stacklab.host.apt import host_mirror
+from stacklab.host.archive import Archive
 from stacklab.host.checks import preflight
 from stacklab.images.base import ensure_base
 from stacklab.images.command import run_logged
-from stacklab.images.guest import ensure_guest
+from stacklab.images.guest import Guest, build_guest, guest_inputs
 from stacklab.images.packages import Downloads, ensure_packages, install_command
 from stacklab.images.store import Image, Store
 from stacklab.journal import Listener
@@ -74,10 +77,12 @@ class _Climb:
         if self._stands():
             return False
         self.lab.journal.record("stacklab.lab.planned", self.lab.name, steps=self._planned())
-        if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
-            self._make_nodes(self._image())
-        self.lab.start()
-        guest = self._guest()
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._guest)  # dpkg leaves a core free
+            if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
+                self._make_nodes(self._image())
+            self.lab.start()
+            guest = coming.result()
         for layer in range(1, self.blueprint.target + 1):
             rendered = self._render(layer, guest)
             if not self.lab.journal.passed(rendered.applied_key):
@@ -109,7 +114,16 @@ class _Climb:
 
     def _guest(self) -> Path:
         """The guest's disk image, built when the cache has none."""
-        return ensure_guest(self.store, self.blueprint.release, host_mirror(), self.downloads, self.log)
+        release = self.blueprint.release
+
+        def build(folder: Path) -> None:
+            with self.lab.journal.step("guest image"), tempfile.TemporaryDirectory(dir=folder) as work:
+                archive = Archive(host_mirror(), release.pockets, self.downloads.folder / "guest", components=release.components)
+                if self.downloads.online:
+                    archive.update()
+                build_guest(folder, archive, Path(work))
+
+        return Guest.at(self.store.ensure("guest", guest_inputs(release.pockets), build).folder).disk
 
     def _make_nodes(self, image: Image) -> None:
         ensure_keys(self.lab, self.blueprint.nodes)

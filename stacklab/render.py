@@ -26,7 +26,7 @@ from stacklab.lab.secrets import identifier
 from stacklab.model.service import Service
 from stacklab.model.topology import MANAGEMENT, PROVIDER
 from stacklab.provide.provider import Node
-from stacklab.steps import Scope, Step, final_steps, image_path, node_steps
+from stacklab.steps import Scope, Step, final_steps, node_steps
 from stacklab.templating import service_environment, stacklab_environment
 
 JOBS = 4
@@ -249,9 +249,7 @@ class Renderer:
             plays=plays,
             tasks=tasks,
             jobs=JOBS,
-            images=[
-                {"name": name, "source": str(source), "destination": image_path(name)} for name, source in images.items()
-            ],
+            images=[{"name": name, "source": str(source)} for name, source in images.items()],
         )
 
     def _inventory(self) -> str:

@@ -1,17 +1,22 @@
 """Running a rendered layer: ansible-runner in the lab's network, each task and step recorded in the journal."""
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stacklab.errors import Interrupted, StepFailed
 from stacklab.home import data_dir
-from stacklab.journal import Journal
+from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED, Journal
 from stacklab.lab.lab import Lab
 
 TAIL_LINES = 40
+STEPS_LOG = "/var/log/stacklab/steps.jsonl"
 
 
 def run_playbook(lab: Lab, folder: Path) -> None:
@@ -22,9 +27,11 @@ def run_playbook(lab: Lab, folder: Path) -> None:
     import ansible_runner
 
     recorder = _Recorder(lab.journal)
-    with lab.namespace.network():
+    work = lab.folder / "ansible"
+    work.mkdir(exist_ok=True)
+    with _followed(lab, recorder), lab.namespace.network():
         runner = ansible_runner.run(
-            private_data_dir=str(lab.folder / "ansible"),
+            private_data_dir=str(work),
             project_dir=str(folder),
             inventory=str(folder / "inventory.yml"),
             playbook="playbook.yml",
@@ -60,12 +67,50 @@ def _environment(lab: Lab) -> dict[str, str]:
     }
 
 
+@contextlib.contextmanager
+def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
+    """Meanwhile, read what the nodes say of their steps as they go: Ansible tells only when its task has ended."""
+    tails = {
+        node.name: subprocess.Popen(
+            lab.ssh_command(node.name, ["tail", "--lines=0", "--follow=name", "--retry", STEPS_LOG]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for node in lab.settings.nodes
+    }
+    readers = [
+        threading.Thread(target=recorder.read_steps, args=(node, tail.stdout), daemon=True)
+        for node, tail in tails.items()
+    ]
+    try:
+        for reader in readers:
+            reader.start()
+        yield
+    finally:
+        for tail in tails.values():
+            tail.terminate()
+            tail.wait()
+        for reader in readers:
+            reader.join()
+
+
 class _Recorder:
-    """Turns Ansible's events into the journal's, and the first failure into an error."""
+    """Turns Ansible's events, and those of the steps on the nodes, into the journal's; keeps the first failure."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._running: dict[tuple[str, str], int] = {}
+        self._ended: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
         self.failure: StepFailed | None = None
+
+    def read_steps(self, node: str, lines: IO[str]) -> None:
+        """Record each line, a JSON object, that a node writes when the state of a step changes."""
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                self._record_step(node, json.loads(line))
 
     def take(self, event: dict[str, Any]) -> bool:
         """One event of ansible-runner (https://ansible.readthedocs.io/projects/runner/en/stable/intro/)."""
@@ -89,11 +134,23 @@ class _Recorder:
 
     def _record_steps(self, node: str, result: dict[str, Any]) -> None:
         for step in result.get("steps", []):
-            if step["state"] in ("passed", "failed"):
+            self._record_step(node, step)
+
+    def _record_step(self, node: str, step: dict[str, Any]) -> None:
+        """Record a change of a step's state, once, whether it was read from the node or from the task's result."""
+        which = (node, step["id"])
+        with self._lock:
+            if which in self._ended:
+                return
+            if step["state"] == "started":
+                self._running[which] = self._journal.record(STEP_STARTED, node, name=step["id"]).id
+            elif step["state"] in ("passed", "failed"):
+                self._ended.add(which)
                 self._journal.record(
-                    f"stacklab.step.{step['state']}",
+                    STEP_PASSED if step["state"] == "passed" else STEP_FAILED,
                     node,
                     name=step["id"],
+                    step=self._running.pop(which, 0),
                     seconds=round(step["end"] - step["start"], 3),
                     **({"error": step.get("output", "")} if step["state"] == "failed" else {}),
                 )

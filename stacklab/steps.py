@@ -3,8 +3,8 @@
     S/database        its databases and their user                      needs mariadb
     S/sync.NAME       its schema, in order                              needs S/database
     S/init.NAME       its first data, in order                          needs its schema, and what it requires to be ready
-    S/units           its systemd units run, restarted where their files changed
-    S/ready           its ports accept
+    S/ROLE            its systemd units for a role of the node run, restarted where their files changed
+    S/ROLE.ready      their ports accept
     identity          users, services and endpoints of a layer          needs keystone to be ready
     S/resources       what it has made through the APIs                 needs S to be ready
     S/final.NAME      what can only be done when all runs
@@ -125,17 +125,18 @@ class _Builder:
             self._add(_resources_step(scope, service, waits))
 
     def _add_units(self, service: Service, before: tuple[str, ...]) -> None:
-        parts = parts_on(service, self.scope.node)
-        units = tuple(unit for part in parts for unit in part.units)
-        ports = tuple((self.scope.node.address, port) for part in parts for port in part.ports)
+        """What runs for the controller's role is up before what runs for the others."""
         done = before
-        if units:
-            stamp = _hash(self.scope.files_hash(service), units)
-            self._add(Step(f"{service.name}/units", "units", before, units=units, stamp=stamp))
-            done = (f"{service.name}/units",)
-        if ports:
-            self._add(Step(f"{service.name}/ready", "ports", done, ports=ports))
-            done = (f"{service.name}/ready",)
+        for role, part in sorted(parts_on(service, self.scope.node).items(), key=lambda item: item[0] != "controller"):
+            name = f"{service.name}/{role}"
+            if part.units:
+                stamp = _hash(self.scope.files_hash(service), part.units)
+                self._add(Step(name, "units", done, units=part.units, stamp=stamp))
+                done = (name,)
+            if part.ports:
+                ports = tuple((self.scope.node.address, port) for port in part.ports)
+                self._add(Step(f"{name}.ready", "ports", done, ports=ports))
+                done = (f"{name}.ready",)
         self.ready[service.name] = done
 
     def finish(self) -> list[Step]:

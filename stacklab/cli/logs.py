@@ -48,7 +48,7 @@ def _units(lab: "Lab", name: str, node: str) -> tuple[str, list[str]]:
     service = Catalog.load(map(Path, settings.path)).service(name)
     nodes = [lab.node(node)] if node else settings.nodes
     for each in nodes:
-        units = [unit for part in parts_on(service, each) for unit in part.units]
+        units = [unit for part in parts_on(service, each).values() for unit in part.units]
         if units:
             return each.name, units
     place = f"on node '{node}'" if node else f"in lab '{lab.name}'"

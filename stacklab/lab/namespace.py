@@ -6,6 +6,7 @@ with the last process the mounts and the network of the lab are gone too. Nothin
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -47,13 +48,15 @@ def _start_time(pid: int) -> str:
 class Namespace:
     """The namespaces of one lab, identified by its folder.
 
-    folder: the lab's folder, on a filesystem that can hold overlay directories. name: names its control groups.
+    folder: the lab's folder, on a filesystem that can hold overlay directories. name: the lab's.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         self.name = name
         self._record = folder / "init.json"
+        # Labs of one name can stand in two state folders; control groups are the machine's.
+        self._group = f"{name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
 
     @property
     def libvirt_socket(self) -> Path:
@@ -88,7 +91,7 @@ class Namespace:
             pid, *said = pipe.read().split("\n", 1)
         os.waitpid(child, 0)
         if said != ["ready"]:
-            cgroups.remove(self.name)
+            cgroups.remove(self._group)
             raise HostUnfit(
                 f"the namespaces of the lab could not be made: {' '.join(said) or pid or 'no answer'}",
                 hint="stacklab doctor",
@@ -107,7 +110,7 @@ class Namespace:
                 _wait_until_gone(handle)
             finally:
                 os.close(handle)
-        cgroups.remove(self.name)
+        cgroups.remove(self._group)
         self._record.unlink(missing_ok=True)
 
     def enter_command(self, argv: Sequence[str], *, network_only: bool = False) -> list[str]:
@@ -154,7 +157,7 @@ class Namespace:
         """In the forked child: leave everything of the caller behind and become the lab's first process."""
         try:
             os.setsid()
-            cgroups.join(self.name, os.getpid())
+            cgroups.join(self._group, os.getpid())
             _call("unshare", _CLONE_NEW)
             pid = os.fork()
             if pid != 0:
