@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Checking, Unmet, ask
+from stacklab.errors import Interrupted
 from stacklab.model.service import Service
 
 COMMAND_SECONDS = 180.0
@@ -17,14 +20,29 @@ TAIL_LINES = 20
 
 def check_command(cloud: Cloud, service: Service, name: str, text: str) -> Checking:
     """The shell command ends with 0 within 180 s."""
-    yield ask(service.name, name, lambda: run_command(cloud, text))
+
+    def run() -> None:
+        argv = cloud.lab.enter_command(["sh", "-c", text])
+        run_command(argv, _environment(cloud), name=text, stopping=cloud.stopping)
+
+    yield ask(service.name, name, run)
 
 
-def run_command(cloud: Cloud, text: str, seconds: float = COMMAND_SECONDS) -> str:
-    """Run a shell command in the lab's network; returns its output. Raises Unmet with the end of that."""
+def run_command(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    name: str,
+    stopping: threading.Event,
+    seconds: float = COMMAND_SECONDS,
+) -> str:
+    """Run a command and return its output; it is ended, with all that it started, when it takes too long.
+
+    name: what to call it. Raises Unmet with the end of its output, Interrupted when `stopping` is set.
+    """
     process = subprocess.Popen(
-        cloud.lab.enter_command(["sh", "-c", text]),
-        env=_environment(cloud),
+        argv,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -32,22 +50,23 @@ def run_command(cloud: Cloud, text: str, seconds: float = COMMAND_SECONDS) -> st
         errors="replace",
         start_new_session=True,  # so that all of it can be ended at once
     )
-    with process:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                output, _ = process.communicate(timeout=0.2)
-                break
-            except subprocess.TimeoutExpired:
-                late = time.monotonic() > deadline
-                if late or cloud.stopping.is_set():
-                    os.killpg(process.pid, signal.SIGKILL)
-                cloud.heed_stop()
-                if late:
-                    raise Unmet(f"`{text}` has not ended after {seconds:.0f} s") from None
+    ended_for = ""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            output, _ = process.communicate(timeout=0.2)
+            break
+        except subprocess.TimeoutExpired:
+            if not ended_for and (stopping.is_set() or time.monotonic() > deadline):
+                ended_for = "stop" if stopping.is_set() else "time"
+                os.killpg(process.pid, signal.SIGKILL)
+    if ended_for == "stop":
+        raise Interrupted("the checks were interrupted")
+    tail = "\n".join(output.rstrip().splitlines()[-TAIL_LINES:])
+    if ended_for == "time":
+        raise Unmet(f"`{name}` has not ended after {seconds:.0f} s", detail=tail)
     if process.returncode != 0:
-        lines = output.rstrip().splitlines()[-TAIL_LINES:]
-        raise Unmet(f"`{text}` ended with {process.returncode}", detail="\n".join(lines))
+        raise Unmet(f"`{name}` ended with {process.returncode}", detail=tail)
     return output
 
 

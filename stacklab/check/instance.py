@@ -23,12 +23,14 @@ import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keystoneauth1 import session as keystone_session
+from keystoneauth1.exceptions import ClientException
 from keystoneauth1.identity import v3
 from openstack import exceptions
 from openstack.connection import Connection
 
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
+from stacklab.errors import Interrupted
 from stacklab.model.service import Service
 
 PREFIX = "stacklab-check-"
@@ -176,19 +178,26 @@ class _Trial:
     def read_console(self) -> None:
         """The guest itself says that it is up, with the address that DHCP gave it."""
         pattern = re.compile(r"^stacklab guest (\S+) is up: (.+) after \d+ s", re.MULTILINE)
+        trouble = ""
 
         def look() -> re.Match[str] | None:
-            self.console = self.api.compute.get_server_console_output(self.server)["output"] or ""
-            return pattern.search(self.console.replace("\r", ""))
+            nonlocal trouble
+            try:
+                self.console = self._read_console()
+            except (
+                exceptions.SDKException,
+                ClientException,
+            ) as error:  # a node that emulates may be slow to tell
+                trouble = f" ({error})"
+            return pattern.search(self.console)
+
+        def otherwise() -> str:
+            return f"its console does not say that it is up{trouble}"
 
         with self._console_in_failure():
-            said = self.cloud.wait_for(
-                look, BOOT_SECONDS, lambda: "its console does not say that it is up", poll=1.0
-            )
+            said = self.cloud.wait_for(look, BOOT_SECONDS, otherwise, poll=1.0)
             if (said[1], said[2]) != (self.name, self.address):
-                raise Unmet(
-                    f"the guest calls itself {said[1]} with {said[2]}, not {self.name} with {self.address}"
-                )
+                raise Unmet(f"the guest is {said[1]} with {said[2]}, not {self.name} with {self.address}")
 
     def log_in(self) -> None:
         """Root logs in with the key that was injected."""
@@ -224,18 +233,22 @@ class _Trial:
         """Add the end of the console log to a failure."""
         try:
             yield
-        except (Unmet, OSError, paramiko.SSHException) as error:
-            with contextlib.suppress(Exception):  # the failure itself is what counts
-                self.console = self.api.compute.get_server_console_output(self.server)["output"] or ""
-            lines = self.console.replace("\r", "").splitlines()[-CONSOLE_LINES:]
-            before = getattr(error, "detail", "")
-            console = "\n".join(["the end of its console:", *lines]) if lines else "its console is empty"
+        except Interrupted:
+            raise
+        except Exception as error:
+            with contextlib.suppress(exceptions.SDKException, ClientException):
+                self.console = self._read_console()
+            lines = self.console.splitlines()[-CONSOLE_LINES:]
+            console = ["the end of its console:", *lines] if lines else ["its console is empty"]
             words = (
-                str(error)
-                if isinstance(error, Unmet)
-                else f"{self.address}, port 22: {error or type(error).__name__}"
+                str(error) if isinstance(error, Unmet) else f"{type(error).__name__}: {error}".rstrip(": ")
             )
-            raise Unmet(words, detail="\n".join(filter(None, (before, console)))) from error
+            detail = [error.detail] if isinstance(error, Unmet) and error.detail else []
+            raise Unmet(words, detail="\n".join([*detail, *console])) from error
+
+    def _read_console(self) -> str:
+        output: str | None = self.api.compute.get_server_console_output(self.server)["output"]
+        return (output or "").replace("\r", "")
 
     def _run_inside(self, command: str) -> str:
         """What the command prints in the instance. The guest's SSH server may need a moment more."""

@@ -123,10 +123,11 @@ def run_jobs(
         for future in as_completed([pool.submit(work, job) for job in jobs]):
             future.result()
     except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # before any worker is free for the next one
         stopping.set()
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown()
     return results
 
 

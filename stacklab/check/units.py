@@ -15,7 +15,9 @@ _PROPERTIES = ("ActiveState", "SubState", "Result", "LoadState")
 def units_on(services: Iterable[Service], node: Node) -> dict[str, tuple[str, ...]]:
     """The units that run on a node, by service; services without any are left out."""
     by_service = {
-        service.name: tuple(dict.fromkeys(unit for part in parts_on(service, node).values() for unit in part.units))
+        service.name: tuple(
+            dict.fromkeys(unit for part in parts_on(service, node).values() for unit in part.units)
+        )
         for service in services
     }
     return {name: units for name, units in by_service.items() if units}
