@@ -61,7 +61,8 @@ class Archive:
         Packages that are already downloaded are not fetched again. Raises StepFailed.
         """
         if closure:
-            command = ["apt-get", "install", "--no-install-recommends", "--download-only", "-y", "-qq", *names]
+            options = ["--no-install-recommends", "--download-only", "-y"]
+            command = ["apt-get", "install", "-qq", *options, *names]
         else:
             command = ["apt-get", "download", "-qq", *names]
         # apt prints no address for what is downloaded already, so it is shown a folder without packages.
@@ -103,7 +104,8 @@ class Archive:
             check=False,
         )
         if done.returncode:
-            raise StepFailed(f"{' '.join(command[:2])} failed for {self.pockets[0]}", detail=done.stderr.strip())
+            what = f"{' '.join(command[:2])} failed for {self.pockets[0]}"
+            raise StepFailed(what, detail=done.stderr.strip())
         return done.stdout
 
     def _configure(self) -> Path:

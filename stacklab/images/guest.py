@@ -4,8 +4,8 @@
     1 MiB               FAT: syslinux, the kernel, and an initramfs that finds the root file system
     after it            ext4, labelled `guest`: the system; the instance makes it as large as its disk
 
-No mount and no loop device: mtools and mke2fs write into the image file. The tools and the system come from the
-packages of the release's suite, unpacked in a folder, and are run in there, so the host needs none of them.
+No loop device and no mounted image: mtools and mke2fs write into the file. The tools and the system come from
+the packages of the release's suite, unpacked in a folder, and are run in there, so the host needs none of them.
 What the guest does when it boots is in templates/guest.
 """
 
@@ -75,7 +75,7 @@ def guest_inputs(pockets: Sequence[str]) -> dict[str, Any]:
 
 
 def build_guest(folder: Path, archive: Archive, workdir: Path) -> Guest:
-    """Build the guest's files in `folder`, from the packages of `archive`; about 5 s once they are downloaded.
+    """Build the guest's files in `folder`, from the packages of `archive`; about 5 s without downloads.
 
     workdir: an empty folder on a disk with 250 MiB free, for the builder's own use. Needs root (chroot, and
     owners of files). Raises StepFailed with the words of the tool that failed.
@@ -169,8 +169,8 @@ def _set_modes(folder: Path) -> None:
 def _modules(kernel: Path) -> Iterator[tuple[str, str, bytes]]:
     """Name, options and content of each module to load, after what it depends on.
 
-    Dependencies are read from the modules themselves (`depends=` in their .modinfo): modules.dep is made when the
-    package is installed, and it is not.
+    Dependencies are read from the modules themselves (`depends=` in their .modinfo): modules.dep is made when
+    the package is installed, and it is not.
     """
     files = {_module_name(file): file for file in kernel.rglob("*.ko*")}
     loaded: set[str] = set()
@@ -196,7 +196,7 @@ def _module_name(file: Path) -> str:
 
 
 def _libraries(tools: Path, program: str) -> list[str]:
-    """The shared libraries that a program loads, its loader included: paths below the root, as it asks for them."""
+    """The shared libraries that a program loads, and its loader: paths below the root, as it asks for them."""
     loader = next(iter(sorted((tools / "usr/lib64").glob("ld-linux*"))))
     listing = _run("chroot", tools, f"/lib64/{loader.name}", "--list", f"/{program}")
     return [path.lstrip("/") for path in re.findall(r"(/\S+)(?= \(0x)", listing)]
@@ -221,7 +221,8 @@ def _write_disk(disk: Path, tools: Path, system: Path, guest: Guest) -> None:
     (tools / "usr/bin/sh").symlink_to("busybox")
     for name in ("tmp", "proc"):
         (tools / name).mkdir(exist_ok=True)
-    with_proc = ("unshare", "--mount", "sh", "-c", 'mount --bind /proc "$1/proc" && exec chroot "$@"', "sh", tools)
+    bind_proc = 'mount --bind /proc "$1/proc" && exec chroot "$@"'
+    with_proc = ("unshare", "--mount", "sh", "-c", bind_proc, "sh", tools)
     staged = tools / "staged"
     staged.mkdir()
     for file in boot_files:
@@ -245,7 +246,7 @@ def _write_disk(disk: Path, tools: Path, system: Path, guest: Guest) -> None:
 
 
 def _partition(kind: int, start_mib: int, size_mib: int, *, active: bool = False) -> bytes:
-    """An entry of the partition table; the cylinder fields say `beyond CHS`, as everything reads the LBA ones."""
+    """An entry of the partition table; its cylinders say `beyond CHS`, as everything reads the LBA fields."""
     beyond = b"\xfe\xff\xff"
     sectors = MIB // SECTOR
     place = struct.pack("<II", start_mib * sectors, size_mib * sectors)
@@ -299,5 +300,6 @@ def _run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         words = " ".join(map(str, command))
-        raise StepFailed(f"building the guest: {words[:120]} failed", detail=(done.stdout + done.stderr).strip())
+        output = (done.stdout + done.stderr).strip()
+        raise StepFailed(f"building the guest: {words[:120]} failed", detail=output)
     return done.stdout
