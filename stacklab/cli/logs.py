@@ -32,14 +32,15 @@ def logs(
     from stacklab.lab import Lab
 
     opened = Lab.open(Home.from_environment(), lab)
-    where, units = _units(opened, service, node)
+    where, units = units_of(opened, service, node)
     become(opened.logs_command(units, follow=follow, node=where), os.environ)
 
 
-def _units(lab: "Lab", name: str, node: str) -> tuple[str, list[str]]:
+def units_of(lab: "Lab", name: str, node: str) -> tuple[str, list[str]]:
     """The node and the units on it that make up a service of the lab.
 
     node: that node, or empty for the first that runs a unit of the service.
+    Raises UsageError for a name that is not there, and where the service has no unit.
     """
     from stacklab.blueprint import parts_on
     from stacklab.model.catalog import Catalog

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from stacklab import errors
 from stacklab.cli.enter import become, lab_environment
 from stacklab.cli.events import since
+from stacklab.cli.logs import units_of
 from stacklab.cli.main import Stacklab, app, stacklab
 from stacklab.cli.options import Verbose
 from stacklab.cli.plan import lines
@@ -427,6 +428,16 @@ def test_the_clouds_credentials_replace_those_of_any_other_cloud(lab: Lab) -> No
     assert environment["STACKLAB_LAB"] == "blue"
     assert environment["PATH"] == f"{sys.prefix}/bin:/usr/bin"
     assert not {"OS_CLOUD", "OS_TOKEN"} & set(environment)
+
+
+def test_the_logs_of_a_service_are_those_of_its_units(lab: Lab) -> None:
+    node, units = units_of(lab, "keystone", "")
+    assert node == "controller"
+    assert units
+    with pytest.raises(errors.UsageError, match="unknown service 'keystoen'"):
+        units_of(lab, "keystoen", "")
+    with pytest.raises(errors.UsageError, match="no node 'nope'"):
+        units_of(lab, "keystone", "nope")
 
 
 # Tables
