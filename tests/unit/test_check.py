@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from stacklab.check import units
+from stacklab.check.agents import Agent, wanted_agents
 from stacklab.check.api import Api, request
 from stacklab.check.commands import run_command
 from stacklab.check.health import answers, ask_all
@@ -22,6 +23,8 @@ from stacklab.check.junit import write_junit
 from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
 from stacklab.check.runner import Job, failure_of, run_jobs
 from stacklab.errors import Interrupted
+from stacklab.model.catalog import Catalog
+from stacklab.provide.provider import Node
 
 PASSED, FAILED, SKIPPED = CheckState.PASSED, CheckState.FAILED, CheckState.SKIPPED
 
@@ -266,6 +269,21 @@ def test_a_command_ends_when_the_checks_do() -> None:
     stopping.set()
     with pytest.raises(Interrupted):
         command("sleep 60", stopping=stopping)
+
+
+# Agents
+
+
+def test_the_agents_of_a_node_are_known_by_its_units() -> None:
+    services = [service for cut in Catalog.load(()).graph("openstack").cuts(1, (), ()) for service in cut]
+    nodes = [Node("one", "10.20.0.11", ("controller",), 1, 1), Node("two", "10.20.0.12", ("compute",), 1, 1)]
+    assert set(wanted_agents(services, nodes, "compute")) == {
+        Agent("nova-conductor", "one"),
+        Agent("nova-scheduler", "one"),
+        Agent("nova-compute", "two"),
+    }
+    assert {agent.host for agent in wanted_agents(services, nodes, "network")} == {"two"}
+    assert Agent("ovn-controller", "two") in wanted_agents(services, nodes, "network")
 
 
 # Asking and running
