@@ -1,187 +1,470 @@
 #!/usr/bin/python3
-"""Registers what a layer needs in the cloud's own APIs, in one process: a JSON document comes in on standard input.
+"""Makes the APIs of a cloud know what a layer brings: one process, a JSON document on standard input.
 
     {"auth": {"url", "user", "password", "project"}, "region",
-     "users": [{"name", "password", "roles"}],            in the project `service`
-     "services": [{"name", "type", "url"}],               each with a public, internal and admin endpoint
-     "flavors": [...], "networks": [...], "images": [{"name", "format", "path"}], "rules": [...]}
+     "users":    [{"name", "password", "roles": [..]}],      in the project `service`
+     "services": [{"name", "type", "url"}],                  with public, internal and admin endpoint
+     "flavors":  [{"name", "ram" (MiB), "vcpus", "disk" (GiB)}],
+     "networks": [{"name", "shared", "external", "type", "physical",
+                   "subnet": {"name", "cidr", "gateway", "start", "end", "dns": [..]}}],
+     "images":   [{"name", "format", "path"}],               public
+     "rules":    [{"group", "protocol", "port"}]}            ingress, in the administrator's project
 
-Every part may be left out. What is there already is left alone, so it may be run again. Prints {"created": [...]}.
+Any part may be left out. Prints {"created": [..], "updated": [..]}. What is there already and as wanted is
+left alone, so it may be run again at any time, and costs half a second then.
+
+DevStack spends a fifth of its time in starts of the `openstack` command; here one start and one login serve
+all. The calls are made with keystoneauth1, not openstacksdk's proxies, as these ask each API for its
+versions first.
 """
 
 import hashlib
+import ipaddress
 import json
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit
 
-import openstack
+from keystoneauth1 import exceptions
+from keystoneauth1.identity import v3
+from keystoneauth1.session import Session
+
+Entry = Mapping[str, Any]
 
 INTERFACES = ("public", "internal", "admin")
-DIGEST = "stacklab_sha256"
+DOMAIN = "default"
+PROJECT = "service"
+THREADS = 8
+TIMEOUT = 60  # seconds for one call; the first one to a service waits for its worker to load
+RETRIES: dict[str, Any] = {
+    "connect_retries": 5,
+    "connect_retry_delay": 0.2,
+    "status_code_retries": 5,
+    "status_code_retry_delay": 0.2,
+    "retriable_status_codes": [502, 503, 504],
+}
 
 
-class Registry:
-    """The cloud's APIs, and a list of what was made in them."""
+class RegisterError(Exception):
+    """An API refused or could not be reached; the text says which call and why."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
-        auth = document["auth"]
-        self.region = document["region"]
-        self.cloud = openstack.connect(
-            auth_url=auth["url"],
+
+class Conflict(RegisterError):
+    """It exists already: made by somebody else meanwhile, or by our own call whose answer was lost."""
+
+
+class Api(Protocol):
+    """The calls to a cloud that registering needs."""
+
+    project: str
+
+    def call(
+        self, service: str, method: str, path: str, body: Any = None, params: Entry | None = None
+    ) -> dict[str, Any]:
+        """Call an API of that service type and return its answer, {} where it has none.
+
+        Raises Conflict for HTTP 409, RegisterError for any other answer but success.
+        """
+
+    def upload(self, path: str, file: Path) -> None:
+        """PUT a file's content to a path of the image service."""
+
+    def accepts(self, user: str, password: str) -> bool:
+        """Whether the user can log in with this password."""
+
+
+class Cloud:
+    """An Api over HTTP, as the administrator."""
+
+    def __init__(self, auth: Entry, region: str) -> None:
+        self._url: str = auth["url"].rstrip("/")
+        self._region = region
+        login = v3.Password(
+            self._url,
             username=auth["user"],
             password=auth["password"],
             project_name=auth["project"],
-            user_domain_id="default",
-            project_domain_id="default",
-            region_name=self.region,
+            user_domain_id=DOMAIN,
+            project_domain_id=DOMAIN,
         )
-        self.created: list[str] = []
+        self._session = Session(login, timeout=TIMEOUT)
+        self._login = login
+        try:
+            access = login.get_access(self._session)
+        except exceptions.Unauthorized:
+            raise RegisterError(f"Keystone at {self._url} refuses the user {auth['user']!r}") from None
+        except exceptions.ClientException as error:
+            raise RegisterError(f"Keystone at {self._url} does not answer: {error}") from None
+        self.project = str(access.project_id)
 
-    def users(self, wanted: list[dict[str, Any]]) -> None:
-        """The users, with their roles in the project `service`."""
-        identity = self.cloud.identity
-        project = identity.find_project("service") or identity.create_project(
-            name="service", domain_id="default"
+    def call(
+        self, service: str, method: str, path: str, body: Any = None, params: Entry | None = None
+    ) -> dict[str, Any]:
+        """Call an API; see Api.call."""
+        more: dict[str, Any] = {} if body is None else {"json": body}
+        answer = self._request(service, method, path, params=params or {}, **more)
+        return dict(answer.json()) if answer.content else {}
+
+    def upload(self, path: str, file: Path) -> None:
+        """PUT a file's content; see Api.upload."""
+        with file.open("rb") as stream:
+            headers = {"Content-Type": "application/octet-stream"}
+            self._request("image", "PUT", path, data=stream, headers=headers, retry=False)
+
+    def accepts(self, user: str, password: str) -> bool:
+        """Log in once, without a project; see Api.accepts."""
+        attempt = v3.Password(
+            self._url, username=user, password=password, user_domain_id=DOMAIN, unscoped=True
         )
-        roles = {role.name: role for role in identity.roles()}
-        for name in {name for user in wanted for name in user["roles"]} - set(roles):
-            roles[name] = identity.create_role(name=name)
-        present = {user.name: user for user in identity.users(domain_id="default")}
+        try:
+            attempt.get_access(self._session)
+        except exceptions.Unauthorized:
+            return False
+        except exceptions.ClientException as error:
+            raise RegisterError(f"logging in as {user!r}: {error}") from None
+        return True
 
-        def register(user: dict[str, Any]) -> None:
-            found = present.get(user["name"])
-            if found is None:
-                found = identity.create_user(
-                    name=user["name"], password=user["password"], domain_id="default"
-                )
-                self.created.append(f"user {user['name']}")
+    def _request(self, service: str, method: str, path: str, retry: bool = True, **more: Any) -> Any:
+        url = self._endpoint(service) + path
+        try:
+            return self._session.request(url, method, **(RETRIES if retry else {}), **more)
+        except exceptions.HttpError as error:
+            kind = Conflict if error.http_status == 409 else RegisterError
+            raise kind(f"{method} {url}: HTTP {error.http_status}: {_reason(error)}") from None
+        except exceptions.ClientException as error:
+            raise RegisterError(f"{method} {url}: {error}") from None
+
+    def _endpoint(self, service: str) -> str:
+        """Where we log in, for the identity service; where the catalogue says, for others. No discovery."""
+        if service == "identity":
+            return self._url
+        for again in (True, False):
+            catalog = self._login.get_access(self._session).service_catalog
+            try:
+                url = catalog.url_for(service_type=service, interface="public", region_name=self._region)
+            except exceptions.CatalogException:
+                if again:  # our token's catalogue may be older than an endpoint that we made
+                    self._login.invalidate()
             else:
-                identity.update_user(found, password=user["password"])
+                return str(url).rstrip("/")
+        raise RegisterError(f"the catalogue has no service of type {service!r} in {self._region}")
+
+
+def _reason(error: exceptions.HttpError) -> str:
+    """The API's own words: nova, neutron, keystone and glance each wrap them in another way."""
+    try:
+        words = next(iter(error.response.json().values())) if error.response is not None else ""
+        text = words.get("message") if isinstance(words, dict) else words
+    except (AttributeError, ValueError, StopIteration):
+        text = error.response.text[:300] if error.response is not None else ""
+    return str(text or error.message)
+
+
+class Registry:
+    """What a document wants, against what the cloud has. `created`, `updated`: what was done."""
+
+    def __init__(self, api: Api, region: str) -> None:
+        self.api = api
+        self.region = region
+        self.created: list[str] = []
+        self.updated: list[str] = []
+
+    def register(self, document: Entry) -> None:
+        """Register all parts of a document; parts that do not need each other at the same time.
+
+        Raises RegisterError for the first thing that could not be done; others may have been.
+        """
+        for parts in (("users", "services"), ("flavors", "networks", "images", "rules")):
+            wanted = [(getattr(self, part), document[part]) for part in parts if document.get(part)]
+            try:
+                at_once(lambda part: part[0](part[1]), wanted)
+            except Conflict:  # looking again tells whether what exists is what is wanted
+                at_once(lambda part: part[0](part[1]), wanted)
+
+    # Keystone: https://docs.openstack.org/api-ref/identity/v3/
+
+    def users(self, wanted: Sequence[Entry]) -> None:
+        """Users with their roles in the project `service`. A password is set only where it does not fit."""
+        have_roles, have_users, projects = at_once(
+            lambda path: self._all("identity", path[0], path[1], path[2]),
+            [
+                ("/roles", "roles", {}),
+                ("/users", "users", {"domain_id": DOMAIN}),
+                ("/projects", "projects", {"domain_id": DOMAIN, "name": PROJECT}),
+            ],
+        )
+        if not projects:
+            body = {"project": {"name": PROJECT, "domain_id": DOMAIN, "description": "Users of services"}}
+            projects = [self.api.call("identity", "POST", "/projects", body)["project"]]
+            self.created.append(f"project {PROJECT}")
+        project = projects[0]["id"]
+        roles = {role["name"]: role["id"] for role in have_roles}
+        for name in sorted({role for user in wanted for role in user["roles"]} - roles.keys()):
+            roles[name] = self.api.call("identity", "POST", "/roles", {"role": {"name": name}})["role"]["id"]
+            self.created.append(f"role {name}")
+        users = {user["name"]: user for user in have_users}
+        assignments = self._all(
+            "identity", "/role_assignments", "role_assignments", {"scope.project.id": project}
+        )
+        held = {(each["user"]["id"], each["role"]["id"]) for each in assignments if "user" in each}
+
+        def register(user: Entry) -> None:
+            found = self._user(user, users.get(user["name"]))
             for role in user["roles"]:
-                identity.assign_project_role_to_user(project, found, roles[role])
+                if (found, roles[role]) not in held:
+                    path = f"/projects/{project}/users/{found}/roles/{roles[role]}"
+                    self.api.call("identity", "PUT", path)
+                    self.created.append(f"role {role} of {user['name']}")
 
-        _all(register, wanted)
+        at_once(register, wanted)
 
-    def services(self, wanted: list[dict[str, Any]]) -> None:
-        """The services with their endpoints; an endpoint whose URL has changed is moved."""
-        identity = self.cloud.identity
-        present = {service.type: service for service in identity.services()}
-        endpoints = {(endpoint.service_id, endpoint.interface): endpoint for endpoint in identity.endpoints()}
+    def _user(self, user: Entry, found: Entry | None) -> str:
+        name, password = user["name"], user["password"]
+        if found is None:
+            body = {"user": {"name": name, "password": password, "domain_id": DOMAIN}}
+            self.created.append(f"user {name}")
+            return str(self.api.call("identity", "POST", "/users", body)["user"]["id"])
+        change: dict[str, Any] = {} if found.get("enabled", True) else {"enabled": True}
+        if change or not self.api.accepts(name, password):  # with `enabled` unset any password is refused
+            change["password"] = password
+            self.api.call("identity", "PATCH", f"/users/{found['id']}", {"user": change})
+            self.updated.append(f"user {name}")
+        return str(found["id"])
 
-        def register(service: dict[str, Any]) -> None:
-            found = present.get(service["type"])
+    def services(self, wanted: Sequence[Entry]) -> None:
+        """Services, each with an endpoint per interface in the region; one whose URL has changed is moved."""
+        have_services, have_endpoints, regions = at_once(
+            lambda name: self._all("identity", f"/{name}", name), ["services", "endpoints", "regions"]
+        )
+        if self.region not in {region["id"] for region in regions}:
+            self.api.call("identity", "POST", "/regions", {"region": {"id": self.region}})
+            self.created.append(f"region {self.region}")
+        services = {service["type"]: service for service in have_services}
+        endpoints = {
+            (endpoint["service_id"], endpoint["interface"]): endpoint
+            for endpoint in have_endpoints
+            if endpoint["region_id"] == self.region
+        }
+
+        def register_service(service: Entry) -> str:
+            found = services.get(service["type"])
+            body = {"service": {"name": service["name"], "type": service["type"]}}
             if found is None:
-                found = identity.create_service(name=service["name"], type=service["type"])
                 self.created.append(f"service {service['name']}")
-            for interface in INTERFACES:
-                endpoint = endpoints.get((found.id, interface))
-                if endpoint is None:
-                    identity.create_endpoint(
-                        service_id=found.id, interface=interface, url=service["url"], region_id=self.region
-                    )
-                elif endpoint.url != service["url"]:
-                    identity.update_endpoint(endpoint, url=service["url"])
+                return str(self.api.call("identity", "POST", "/services", body)["service"]["id"])
+            if found.get("name") != service["name"]:
+                self.api.call("identity", "PATCH", f"/services/{found['id']}", body)
+                self.updated.append(f"service {service['name']}")
+            return str(found["id"])
 
-        _all(register, wanted)
-
-    def flavors(self, wanted: list[dict[str, Any]]) -> None:
-        """The flavors; `ram` in MiB, `disk` in GiB."""
-        present = {flavor.name for flavor in self.cloud.compute.flavors()}
-        for flavor in wanted:
-            if flavor["name"] not in present:
-                self.cloud.compute.create_flavor(**flavor)
-                self.created.append(f"flavor {flavor['name']}")
-
-    def networks(self, wanted: list[dict[str, Any]]) -> None:
-        """The networks, each with its subnet."""
-        network = self.cloud.network
-        for entry in wanted:
-            found = network.find_network(entry["name"])
+        def register_endpoint(of: tuple[str, Entry, str]) -> None:
+            service_id, service, interface = of
+            found = endpoints.get((service_id, interface))
             if found is None:
-                provider = {
-                    "provider_network_type": entry["type"],
-                    "provider_physical_network": entry["physical"],
-                }
-                found = network.create_network(
-                    name=entry["name"],
-                    is_shared=entry["shared"],
-                    is_router_external=entry["external"],
-                    **{key: value for key, value in provider.items() if value},
+                body = {"service_id": service_id, "interface": interface, "url": service["url"]}
+                self.api.call(
+                    "identity", "POST", "/endpoints", {"endpoint": {**body, "region_id": self.region}}
                 )
-                self.created.append(f"network {entry['name']}")
-            subnet = entry["subnet"]
-            if subnet and network.find_subnet(subnet["name"], network_id=found.id) is None:
-                network.create_subnet(
-                    network_id=found.id,
-                    name=subnet["name"],
-                    ip_version=4,
-                    cidr=subnet["cidr"],
-                    gateway_ip=subnet["gateway"],
-                    allocation_pools=[{"start": subnet["start"], "end": subnet["end"]}],
-                    dns_nameservers=list(subnet["dns"]),
-                )
+                self.created.append(f"endpoint {service['name']} {interface}")
+            elif found["url"] != service["url"]:
+                body = {"url": service["url"]}
+                self.api.call("identity", "PATCH", f"/endpoints/{found['id']}", {"endpoint": body})
+                self.updated.append(f"endpoint {service['name']} {interface}")
 
-    def rules(self, wanted: list[dict[str, Any]]) -> None:
-        """Rules that let traffic in to security groups of the project of the administrator."""
-        network, project = self.cloud.network, self.cloud.current_project_id
-        groups = {group.name: group for group in network.security_groups(project_id=project)}
-        for rule in wanted:
-            group = groups[rule["group"]]
-            port = rule["port"]
-            known = {
-                (each["protocol"], each["port_range_min"])
-                for each in group.security_group_rules
-                if each["direction"] == "ingress" and not each.get("remote_group_id")
+        ids = at_once(register_service, wanted)
+        pairs = zip(ids, wanted, strict=True)
+        at_once(register_endpoint, [(name, service, face) for name, service in pairs for face in INTERFACES])
+
+    # Nova: https://docs.openstack.org/api-ref/compute/
+
+    def flavors(self, wanted: Sequence[Entry]) -> None:
+        """Flavors. One of another size is replaced: no API changes one, and instances keep a copy."""
+        have = self._all("compute", "/flavors/detail", "flavors", {"is_public": "None"})
+        flavors = {flavor["name"]: flavor for flavor in have}
+
+        def register(flavor: Entry) -> None:
+            size = {key: flavor[key] for key in ("ram", "vcpus", "disk")}
+            found = flavors.get(flavor["name"])
+            if found and all(found[key] == value for key, value in size.items()):
+                return
+            if found:
+                self.api.call("compute", "DELETE", f"/flavors/{found['id']}")
+            self.api.call("compute", "POST", "/flavors", {"flavor": {"name": flavor["name"], **size}})
+            (self.updated if found else self.created).append(f"flavor {flavor['name']}")
+
+        at_once(register, wanted)
+
+    # Neutron: https://docs.openstack.org/api-ref/network/v2/
+
+    def networks(self, wanted: Sequence[Entry]) -> None:
+        """Networks of the administrator's project, each with its subnet."""
+
+        def register(network: Entry) -> None:
+            mine = {"name": network["name"], "project_id": self.api.project}
+            found = self._all("network", "/v2.0/networks", "networks", mine)
+            access = {
+                "shared": bool(network.get("shared")),
+                "router:external": bool(network.get("external")),
             }
-            if (rule["protocol"], port) not in known:
-                network.create_security_group_rule(
-                    security_group_id=group.id,
-                    direction="ingress",
-                    ethertype="IPv4",
-                    protocol=rule["protocol"],
-                    port_range_min=port,
-                    port_range_max=port,
-                )
-                self.created.append(f"rule {rule['protocol']} of {rule['group']}")
+            kind = {
+                "provider:network_type": network.get("type"),
+                "provider:physical_network": network.get("physical"),
+            }
+            if found:
+                network_id = found[0]["id"]
+                change = {key: value for key, value in access.items() if found[0][key] != value}
+                if change:
+                    self.api.call("network", "PUT", f"/v2.0/networks/{network_id}", {"network": change})
+                    self.updated.append(f"network {network['name']}")
+            else:
+                body = {
+                    "name": network["name"],
+                    **access,
+                    **{key: value for key, value in kind.items() if value},
+                }
+                answer = self.api.call("network", "POST", "/v2.0/networks", {"network": body})
+                network_id = answer["network"]["id"]
+                self.created.append(f"network {network['name']}")
+            if network.get("subnet"):
+                self._subnet(network_id, network["subnet"])
 
-    def images(self, wanted: list[dict[str, Any]]) -> None:
-        """Public images; one whose file has changed is uploaded again, and the old one goes."""
-        for entry in wanted:
-            digest = hashlib.sha256(Path(entry["path"]).read_bytes()).hexdigest()
-            old = list(self.cloud.image.images(name=entry["name"], owner=self.cloud.current_project_id))
-            if any(image.status == "active" and image.properties.get(DIGEST) == digest for image in old):
+        at_once(register, wanted)
+
+    def _subnet(self, network_id: str, subnet: Entry) -> None:
+        wanted: dict[str, Any] = {"name": subnet["name"], "dns_nameservers": list(subnet.get("dns") or ())}
+        if subnet.get("gateway"):
+            wanted["gateway_ip"] = subnet["gateway"]
+        if subnet.get("start"):
+            wanted["allocation_pools"] = [{"start": subnet["start"], "end": subnet["end"]}]
+        for found in self._all("network", "/v2.0/subnets", "subnets", {"network_id": network_id}):
+            if found["cidr"] != subnet["cidr"]:
                 continue
-            self.cloud.image.create_image(
-                entry["name"],
-                filename=entry["path"],
-                disk_format=entry["format"],
-                container_format="bare",
-                visibility="public",
-                validate_checksum=False,
-                **{DIGEST: digest},
-            )
-            for image in old:
-                self.cloud.image.delete_image(image)
-            self.created.append(f"image {entry['name']}")
+            change = {key: value for key, value in wanted.items() if found[key] != value}
+            if change:
+                self.api.call("network", "PUT", f"/v2.0/subnets/{found['id']}", {"subnet": change})
+                self.updated.append(f"subnet {subnet['name']}")
+            return
+        version = ipaddress.ip_network(subnet["cidr"]).version
+        body = {"network_id": network_id, "cidr": subnet["cidr"], "ip_version": version, **wanted}
+        self.api.call("network", "POST", "/v2.0/subnets", {"subnet": body})
+        self.created.append(f"subnet {subnet['name']}")
+
+    def rules(self, wanted: Sequence[Entry]) -> None:
+        """Rules that let IPv4 traffic in to security groups of the administrator's project."""
+        mine = {"project_id": self.api.project}
+        have = self._all("network", "/v2.0/security-groups", "security_groups", mine)
+        groups = {group["name"]: group for group in have}
+        for name in dict.fromkeys(rule["group"] for rule in wanted):
+            if name not in groups:
+                answer = self.api.call(
+                    "network", "POST", "/v2.0/security-groups", {"security_group": {"name": name}}
+                )
+                groups[name] = answer["security_group"]
+                self.created.append(f"security group {name}")
+
+        def register(rule: Entry) -> None:
+            group, port = groups[rule["group"]], rule.get("port")
+            body = {
+                "direction": "ingress",
+                "ethertype": "IPv4",
+                "protocol": rule["protocol"],
+                "port_range_min": port,
+                "port_range_max": port,
+            }
+            for known in group["security_group_rules"]:
+                from_all = not known.get("remote_group_id") and known.get("remote_ip_prefix") in (
+                    None,
+                    "0.0.0.0/0",
+                )
+                if from_all and all(known[key] == value for key, value in body.items()):
+                    return
+            body["security_group_id"] = group["id"]
+            self.api.call("network", "POST", "/v2.0/security-group-rules", {"security_group_rule": body})
+            self.created.append(f"rule {rule['protocol']}{f' {port}' if port else ''} of {rule['group']}")
+
+        at_once(register, wanted)
+
+    # Glance: https://docs.openstack.org/api-ref/image/v2/
+
+    def images(self, wanted: Sequence[Entry]) -> None:
+        """Public images. Glance keeps a digest of what it holds: an unchanged file is not uploaded again."""
+        at_once(self._image, wanted)
+
+    def _image(self, image: Entry) -> None:
+        file = Path(image["path"])
+        if not file.is_file():
+            raise RegisterError(f"image {image['name']}: there is no file {file} on this node")
+        found = self._all("image", "/v2/images", "images", {"name": image["name"], "owner": self.api.project})
+        if any(known["disk_format"] == image["format"] and _holds(known, file) for known in found):
+            return
+        body = {
+            "name": image["name"],
+            "disk_format": image["format"],
+            "container_format": "bare",
+            "visibility": "public",
+        }
+        new = self.api.call("image", "POST", "/v2/images", body)["id"]
+        try:
+            self.api.upload(f"/v2/images/{new}/file", file)
+        except RegisterError:
+            self.api.call("image", "DELETE", f"/v2/images/{new}")
+            raise
+        for old in found:  # also those whose upload was cut off
+            self.api.call("image", "DELETE", f"/v2/images/{old['id']}")
+        (self.updated if found else self.created).append(f"image {image['name']}")
+
+    def _all(self, service: str, path: str, key: str, params: Entry | None = None) -> list[dict[str, Any]]:
+        """Everything of a list, page by page."""
+        answer = self.api.call(service, "GET", path, params=params)
+        found = list(answer[key])
+        while following := _next_page(answer, key):
+            answer = self.api.call(service, "GET", path, params={**(params or {}), **following})
+            found += answer[key]
+        return found
 
 
-def _all(register: Any, wanted: list[Any]) -> None:
-    """Each at the same time as the others; the first error is raised."""
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(register, wanted))
+def _next_page(answer: Entry, key: str) -> dict[str, str]:
+    """The parameters of a list's next page: Keystone has `links`, Nova, Neutron KEY_links, Glance `next`."""
+    links = answer.get(f"{key}_links") or ()
+    after = next((link["href"] for link in links if link["rel"] == "next"), None)
+    after = after or answer.get("next") or (answer.get("links") or {}).get("next")
+    query = parse_qsl(urlsplit(after or "").query)
+    return {name: value for name, value in query if name in ("marker", "limit")}
 
 
-def main() -> None:
-    """Register what standard input names."""
+def _holds(image: Entry, file: Path) -> bool:
+    """Whether an image is whole and holds what the file does."""
+    if (
+        image["status"] != "active"
+        or image.get("size") != file.stat().st_size
+        or not image.get("os_hash_value")
+    ):
+        return False
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, image["os_hash_algo"]).hexdigest() == str(image["os_hash_value"])
+
+
+def at_once(do: Callable[[Any], Any], wanted: Iterable[Any]) -> list[Any]:
+    """Do it for each at the same time; the results in order. The first error is raised when all ended."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(do, wanted))
+
+
+def main() -> int:
+    """Register what standard input asks for. Returns the exit code."""
     document = json.load(sys.stdin)
-    registry = Registry(document)
-    for part in ("users", "services", "flavors", "networks", "rules", "images"):
-        if document.get(part):
-            getattr(registry, part)(document[part])
-    print(json.dumps({"created": registry.created}))
+    try:
+        registry = Registry(Cloud(document["auth"], document["region"]), document["region"])
+        registry.register(document)
+    except RegisterError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps({"created": sorted(registry.created), "updated": sorted(registry.updated)}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
