@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, TemplateError, TemplateSyntaxError
@@ -23,7 +23,7 @@ from stacklab.errors import ModelError, Problem
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.lab.secrets import identifier
-from stacklab.model.service import Service
+from stacklab.model.service import Role, Service
 from stacklab.model.topology import MANAGEMENT, PROVIDER
 from stacklab.provide.provider import Node
 from stacklab.steps import Scope, Step, final_steps, node_steps
@@ -142,8 +142,11 @@ class Renderer:
         files = {node.name: self._files(node, services, problems) for node in self._blueprint.nodes}
         if problems:
             raise ModelError(problems)
-        steps = {node.name: node_steps(self._scope(node, services, files)) for node in self._blueprint.nodes}
-        final = [] if self._alone else final_steps(self._scope(self._controller, services, files))
+        scopes = {node.name: self._scope(node, services, files, problems) for node in self._blueprint.nodes}
+        steps = {name: node_steps(scope) for name, scope in scopes.items()}
+        final = [] if self._alone else final_steps(scopes[self._controller.name])
+        if problems:
+            raise ModelError(problems)
         whole = {node: dict(tree) for node, tree in files.items()}
         for node, tree in whole.items():
             tree["/var/lib/stacklab/steps.json"] = _steps_file(steps[node])
@@ -171,6 +174,10 @@ class Renderer:
             "release": {"name": self._blueprint.release.name},
             "node": _node_facts(node),
             "nodes": [_node_facts(other) for other in self._blueprint.nodes],
+            "nodes_by_role": {
+                role: [_node_facts(other) for other in self._blueprint.nodes if role in other.roles]
+                for role in get_args(Role)
+            },
             "controller": self._controller.address,
             "services": {service.name: service for service in services},
             "secrets": self._secrets,
@@ -204,7 +211,11 @@ class Renderer:
         return files
 
     def _scope(
-        self, node: Node, services: Sequence[Service], files: Mapping[str, Mapping[str, RenderedFile]]
+        self,
+        node: Node,
+        services: Sequence[Service],
+        files: Mapping[str, Mapping[str, RenderedFile]],
+        problems: list[Problem],
     ) -> Scope:
         context = self._context(node, services)
 
@@ -214,6 +225,14 @@ class Renderer:
             tree = files[node.name]
             return hashlib.sha256(b"\0".join(tree[path].content for path in paths if path in tree)).hexdigest()
 
+        def render(service: Service, text: str) -> str:
+            try:
+                return self._environment.from_string(text).render(context)
+            except TemplateError as error:
+                first = text.strip().splitlines()[0]
+                problems.append(Problem(service.file, 1, 1, f"the command `{first}` cannot be rendered: {error}"))
+                return ""
+
         return Scope(
             node=node,
             controller=self._controller,
@@ -221,7 +240,7 @@ class Renderer:
             alone=self._alone,
             secrets=self._secrets,
             files_hash=files_hash,
-            render=lambda text: self._environment.from_string(text).render(context),
+            render=render,
             admin={
                 "url": f"http://{self._controller.address}:5000/v3",
                 "user": "admin",

@@ -69,7 +69,7 @@ class Scope:
     """What the steps of one node are made for.
 
     services: those of the lab up to the layer, in order. files_hash: the hash of a
-    service's files on the node. render: renders a command's text. secrets: by service and name.
+    service's files on the node. render: renders the text of a service's command. secrets: by service and name.
     """
 
     node: Node
@@ -78,7 +78,7 @@ class Scope:
     alone: bool
     secrets: dict[str, dict[str, str]]
     files_hash: Callable[[Service], str]
-    render: Callable[[str], str]
+    render: Callable[[Service, str], str]
     admin: dict[str, str] = field(default_factory=dict)
 
 
@@ -162,7 +162,7 @@ def _chain(
     for command in commands:
         if command.on not in scope.node.roles:
             continue
-        text = scope.render(command.run)
+        text = scope.render(service, command.run)
         step = Step(
             f"{service.name}/{phase}.{command.name}",
             "command",
