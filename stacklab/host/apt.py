@@ -7,6 +7,8 @@ Formats: sources.list(5), both one-line and deb822; apt.conf(5) through `apt-con
 
 import re
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,3 +240,39 @@ def _keyring(distribution: str, archive: Sequence[Source], root: Path) -> Path |
         if (root / path.lstrip("/")).is_file():
             return Path(path)
     return None
+
+
+def missing_suite(mirror: Mirror, suite: str, *, seconds: float = 5.0) -> str:
+    """What is wrong with the mirror, in one line: it does not answer, or lacks the suite. Empty when it does.
+
+    The first URI that has the suite is enough. Asks for one byte of the suite's InRelease file.
+    """
+    problem = ""
+    for uri in mirror.archive:
+        problem = _missing(f"{uri.rstrip('/')}/dists/{suite}/InRelease", _proxies(mirror), seconds)
+        if not problem:
+            return ""
+    return problem
+
+
+def _missing(url: str, proxies: dict[str, str], seconds: float) -> str:
+    scheme, _, rest = url.partition(":")
+    if scheme in ("file", "copy"):
+        return "" if Path("/" + rest.lstrip("/")).is_file() else f"there is no {url}"
+    if scheme not in ("http", "https"):  # apt's own methods (mirror, tor, ...): apt will tell
+        return ""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies or None))
+    request = urllib.request.Request(url, headers={"Range": "bytes=0-0", "User-Agent": "Debian APT-HTTP/1.3"})
+    try:
+        with opener.open(request, timeout=seconds):
+            return ""
+    except urllib.error.HTTPError as error:
+        return f"the mirror answers {error.code} for {url}"
+    except OSError as error:
+        return f"the mirror does not answer ({getattr(error, 'reason', error)}): {url}"
+
+
+def _proxies(mirror: Mirror) -> dict[str, str]:
+    """The proxies that apt is told to use; where there are none, those of the environment count."""
+    found = re.findall(r'Acquire::(https?)::Proxy "([^"]+)"', "\n".join(mirror.apt_options))
+    return {scheme: proxy for scheme, proxy in found if proxy != "DIRECT"}

@@ -4,8 +4,8 @@
     1 MiB               FAT: syslinux, the kernel, and an initramfs that finds the root file system
     after it            ext4, labelled `guest`: the system; the instance makes it as large as its disk
 
-No loop device and no mounted image: mtools and mke2fs write into the file. The tools and the system come from
-the packages of the release's suite, unpacked in a folder, and are run in there, so the host needs none of them.
+No loop device and no mounted image: mtools and mke2fs write into the file. The tools and the system come
+from packages of the release's suite, unpacked in a folder, and run in there, so the host needs none of them.
 What the guest does when it boots is in templates/guest.
 """
 
@@ -196,7 +196,7 @@ def _module_name(file: Path) -> str:
 
 
 def _libraries(tools: Path, program: str) -> list[str]:
-    """The shared libraries that a program loads, and its loader: paths below the root, as it asks for them."""
+    """The shared libraries of a program, and its loader: paths below the root, as it asks for them."""
     loader = next(iter(sorted((tools / "usr/lib64").glob("ld-linux*"))))
     listing = _run("chroot", tools, f"/lib64/{loader.name}", "--list", f"/{program}")
     return [path.lstrip("/") for path in re.findall(r"(/\S+)(?= \(0x)", listing)]

@@ -1,0 +1,104 @@
+"""Whether KVM works here: proved by booting a kernel with it, as /dev/kvm alone proves nothing.
+
+There are machines on which the device opens, firmware runs, and an ordinary kernel never gets through its
+decompressor (`KVM internal error. Suberror: 1`, and QEMU stays there, paused). The verdict is kept in the
+cache until the host's kernel or QEMU changes.
+"""
+
+import json
+import os
+import subprocess
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stacklab.files import write_atomically
+
+DEVICE = Path("/dev/kvm")
+QEMU = "qemu-system-x86_64"
+SECONDS = 10.0
+# Without a disk a kernel gets through all of its own start, and says one of these at its end.
+BROKEN = b"KVM internal error"
+REACHED = (b"Unable to mount root fs", b"Run /init as init process")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The verdict, and in a few words why."""
+
+    works: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{'yes' if self.works else 'no'}: {self.why}"
+
+
+def known(cache: Path, device: Path = DEVICE) -> Proof | None:
+    """The verdict without booting anything: no device, or what was proved before; None where that is open."""
+    if not device.exists():
+        return Proof(False, f"there is no {device}")
+    try:
+        record = json.loads((cache / "kvm.json").read_text())
+        return Proof(record["works"], record["why"]) if record["key"] == _key() else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def prove(cache: Path, kernel: Path, *, again: bool = False, seconds: float = SECONDS) -> Proof:
+    """Boot `kernel` (a bzImage) under KVM, unless the verdict is known, and keep the verdict in `cache`.
+
+    Takes about a second, and `seconds` where it hangs. again: boot even so.
+    """
+    proof = known(cache)
+    if not DEVICE.exists() and proof:
+        return proof
+    if proof is None or again:
+        proof = boot(kernel, seconds=seconds)
+        write_atomically(cache / "kvm.json", json.dumps({"key": _key(), **asdict(proof)}))
+    return proof
+
+
+def boot(kernel: Path, *, accelerator: str = "kvm", seconds: float = SECONDS, program: str = QEMU) -> Proof:
+    """Boot a kernel without a disk, and see whether it says within `seconds` that it has started.
+
+    accelerator: `tcg` boots it emulated, to tell a bad kernel from a bad KVM.
+    """
+    command = [
+        *(program, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
+        *("-machine", f"pc,accel={accelerator}", "-m", "256", "-kernel", str(kernel)),
+        *("-append", "console=ttyS0 panic=-1"),
+    ]
+    if accelerator == "kvm":
+        command += ["-cpu", "host"]
+    try:
+        qemu = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    except FileNotFoundError:
+        return Proof(False, f"{program} is not installed")
+    assert qemu.stdout is not None
+    # Ends the reading below as well: a hung guest writes nothing more, and its pipe stays open until it dies.
+    clock = threading.Timer(seconds, qemu.kill)
+    clock.start()
+    printed = b""
+    try:
+        for line in qemu.stdout:
+            printed += line
+            if any(word in line for word in REACHED):
+                return Proof(True, "a kernel booted")
+            if BROKEN in line:
+                return Proof(False, f"a kernel did not boot: {line.decode(errors='replace').strip()}")
+    finally:
+        clock.cancel()
+        qemu.kill()
+        qemu.wait()
+        qemu.stdout.close()
+    last = printed.decode(errors="replace").strip().splitlines()[-1:]
+    said = f"after saying: {last[0][:100]}" if last else "without a word"
+    return Proof(False, f"a kernel did not boot within {seconds:g} s and ended {said}")
+
+
+def _key() -> str:
+    """What the verdict depends on: the host's kernel, and the QEMU installed."""
+    done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=False)
+    return f"{os.uname().release} {done.stdout.splitlines()[0] if done.stdout else ''}"
