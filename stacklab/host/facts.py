@@ -42,11 +42,20 @@ mount -t proc proc /proc && echo proc
 
 
 @dataclass(frozen=True)
+class Space:
+    """The free space for a folder, in MiB, and the number of the device that it is on."""
+
+    folder: Path
+    free: int
+    device: int = 0
+
+
+@dataclass(frozen=True)
 class Facts:
     """A machine, as the checks see it. Sizes in MiB.
 
-    features: the words of the probe that work, and `tun`. programs: where those of PROGRAMS are; those that are
-    not installed are missing. disk: free space by folder. modules: kernel modules that are loaded or built in.
+    features: the words of the probe that work, and `tun`. controllers: those of the control groups. programs:
+    where those of PROGRAMS are; those that are not installed are missing. openvswitch: its module is loaded.
     """
 
     user: int = 0
@@ -61,7 +70,7 @@ class Facts:
     programs: Mapping[str, Path] = field(default_factory=dict)
     libvirt_drivers: frozenset[str] = frozenset(LIBVIRT_DRIVERS)
     memory: int = 0
-    disk: Mapping[Path, int] = field(default_factory=dict)
+    disk: tuple[Space, ...] = ()
     openvswitch: bool = False
     apparmor: str = ""
     selinux: str = ""
@@ -84,7 +93,7 @@ def gather(folders: Sequence[Path]) -> Facts:
         programs={name: Path(path) for name in PROGRAMS if (path := _which(name))},
         libvirt_drivers=_libvirt_drivers(),
         memory=_available_memory(),
-        disk={folder: shutil.disk_usage(_existing(folder)).free // MIB for folder in folders},
+        disk=tuple(_space(folder) for folder in folders),
         openvswitch=Path("/sys/module/openvswitch").is_dir(),
         apparmor=_apparmor(),
         selinux=_selinux(),
@@ -99,6 +108,11 @@ def _which(program: str) -> str | None:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _space(folder: Path) -> Space:
+    place = _existing(folder)
+    return Space(folder, shutil.disk_usage(place).free // MIB, place.stat().st_dev)
 
 
 def _features(folder: Path) -> frozenset[str]:
