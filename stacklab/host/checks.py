@@ -364,7 +364,7 @@ def _release() -> str:
 
 
 def _needs_root(check: Check) -> bool:
-    return check.judge in (_namespaces, _overlay, _network, _cgroups)
+    return check.judge in (_namespaces, _overlay, _network, _tun, _cgroups)
 
 
 def _size(mib: int) -> str:

@@ -1,0 +1,118 @@
+"""Each check of the host judges facts: what a fit machine looks like, and what each lack is called."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stacklab.host.checks import Finding, Needs, State, judge, needs_of
+from stacklab.host.facts import PROGRAMS, Facts, Space, gather
+from stacklab.lab.cgroups import Hierarchy
+from stacklab.model.service import Needs as ServiceNeeds
+from stacklab.model.service import Service
+
+V2 = (Hierarchy("", Path("/sys/fs/cgroup")),)
+V1 = (Hierarchy("memory", Path("/cg/memory")), Hierarchy("name=systemd", Path("/cg/systemd")))
+STATE, CACHE = Path("/state"), Path("/cache")
+NEEDS = Needs(memory=2000, state=6000, cache=4000)
+FIT = Facts(
+    cgroups=V2,
+    programs={name: Path("/usr/bin") / name for name in PROGRAMS},
+    memory=8000,
+    disk=(Space(STATE, 20000, 1), Space(CACHE, 20000, 1)),
+)
+
+
+def finding(name: str, needs: Needs = NEEDS, **changes: Any) -> Finding:
+    return next(item for item in judge(replace(FIT, **changes), needs) if item.name == name)
+
+
+def test_a_fit_machine_passes_every_check() -> None:
+    assert {item.state for item in judge(FIT, NEEDS)} == {State.OK}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("root", {"user": 1000}, "not root"),
+        ("architecture", {"architecture": "aarch64"}, "aarch64"),
+        ("programs", {"programs": {}}, "mmdebstrap"),
+        ("libvirt", {"libvirt_drivers": frozenset({"network"})}, "lxc"),
+        ("namespaces", {"features": frozenset()}, "namespaces"),
+        ("overlay", {"features": FIT.features - {"overlay"}}, "overlay"),
+        ("network devices", {"features": FIT.features - {"bridge"}}, "bridge"),
+        ("tun", {"features": FIT.features - {"tun"}}, "/dev/net/tun"),
+        ("control groups", {"cgroups": ()}, "no control groups"),
+        ("control groups", {"cgroups_writable": False}, "read-only"),
+        ("control groups", {"controllers": frozenset({"cpu"})}, "memory controller"),
+        ("control groups", {"cgroups": V1[:1]}, "name=systemd"),
+        ("memory", {"memory": 1999}, "2.0 GiB of memory are free"),
+        ("disk", {"disk": (Space(STATE, 10500, 1), Space(CACHE, 10500, 1))}, "10.3 GiB are needed"),
+        ("disk", {"disk": (Space(STATE, 20000, 1), Space(CACHE, 300, 2))}, "300 MiB are free for /cache"),
+    ],
+)
+def test_what_a_lab_cannot_do_without_fails(name: str, changes: dict[str, Any], words: str) -> None:
+    found = finding(name, **changes)
+    assert found.state is State.FAILED
+    assert words in found.what
+    assert found.advice
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("distribution", {"distribution": "ubuntu", "version": "24.04"}, "ubuntu 24.04"),
+        ("memory", {"memory": 2100}, "free"),
+        ("confinement", {"apparmor": "enforced"}, "AppArmor"),
+        ("confinement", {"selinux": "enforcing"}, "SELinux"),
+    ],
+)
+def test_what_only_works_less_well_is_a_warning(name: str, changes: dict[str, Any], words: str) -> None:
+    found = finding(name, **changes)
+    assert found.state is State.WARNING
+    assert words in found.what
+
+
+def test_the_packages_to_install_are_named() -> None:
+    programs = {
+        name: path for name, path in FIT.programs.items() if name not in ("qemu-img", "ssh", "ssh-keygen")
+    }
+    found = finding("programs", programs=programs)
+    assert found.what == "not installed: qemu-img, ssh, ssh-keygen"
+    assert found.advice.endswith("apt-get install openssh-client qemu-utils")
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "mode"), [(V2, "v2"), (V1, "v1"), ((*V1, Hierarchy("", Path("/cg/unified"))), "hybrid")]
+)
+def test_each_layout_of_control_groups_is_told_apart(cgroups: tuple[Hierarchy, ...], mode: str) -> None:
+    found = finding("control groups", cgroups=cgroups)
+    assert (found.state, found.what) == (State.OK, f"{mode}, with the memory controller")
+
+
+def test_who_is_not_root_is_not_told_what_only_root_can_see() -> None:
+    unseen = replace(FIT, user=1000, features=frozenset())
+    failed = [item.name for item in judge(unseen, NEEDS) if item.state is State.FAILED]
+    assert failed == ["root"]
+
+
+def test_separate_disks_are_judged_separately() -> None:
+    assert finding("disk", disk=(Space(STATE, 6600, 1), Space(CACHE, 4600, 2))).state is State.OK
+
+
+def test_what_services_take_is_added_up() -> None:
+    services = [
+        Service(version=1, name=name, title=name, needs=ServiceNeeds.model_validate(needs))
+        for name, needs in (("a", {"memory": "100 MiB", "disk": "10 MiB"}), ("b", {"memory": "200 MiB"}))
+    ]
+    needs = needs_of(services, images=False)
+    assert (needs.memory, needs.state, needs.cache) == (600, 10, 0)
+    assert needs_of([], images=False) == Needs()
+
+
+def test_this_machine_can_be_looked_at_in_no_time(tmp_path: Path) -> None:
+    facts = gather([tmp_path / "not" / "there", tmp_path])
+    assert facts.memory > 0
+    assert [space.folder for space in facts.disk] == [tmp_path / "not" / "there", tmp_path]
+    assert list(tmp_path.iterdir()) == []
