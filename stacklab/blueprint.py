@@ -37,7 +37,8 @@ class UpRequest:
 class Blueprint:
     """A lab, resolved: what its settings will be, and which services make up each of its layers.
 
-    cuts: the services of layer 1, 2, ... up to the layer asked for; each in an order that its requirements allow.
+    cuts: the services of layer 1, 2, ... up to the layer asked for; each in an order that its requirements
+    allow.
     """
 
     settings: LabSettings
@@ -62,7 +63,14 @@ class Blueprint:
     def packages(self, services: Iterable[Service], node: Node) -> tuple[str, ...]:
         """The packages that `services` need on a node, sorted, each once."""
         return tuple(
-            sorted({package for service in services for part in parts_on(service, node).values() for package in part.packages})
+            sorted(
+                {
+                    package
+                    for service in services
+                    for part in parts_on(service, node).values()
+                    for package in part.packages
+                }
+            )
         )
 
 
@@ -74,8 +82,8 @@ def parts_on(service: Service, node: Node) -> dict[str, Part]:
 def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     """Resolve a request for a lab, new or standing.
 
-    Raises UsageError for a name that is not there, for a choice that a standing lab cannot change any more, or for a layer
-    that is not built yet; ModelError for what is wrong in the files.
+    Raises UsageError for a name that is not there, for a choice that a standing lab cannot change any more,
+    or for a layer that is not built yet; ModelError for what is wrong in the files.
     """
     standing = lab.settings if lab.exists else None
     path = request.path or (tuple(map(Path, standing.path)) if standing else ())
@@ -97,8 +105,12 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
         _refuse_changes(lab, standing, request)
         settings = standing.model_copy(
             update={
-                "with_services": _merge(standing.with_services, request.with_services, request.without_services),
-                "without_services": _merge(standing.without_services, request.without_services, request.with_services),
+                "with_services": _merge(
+                    standing.with_services, request.with_services, request.without_services
+                ),
+                "without_services": _merge(
+                    standing.without_services, request.without_services, request.with_services
+                ),
                 "path": tuple(str(folder.absolute()) for folder in path),
             }
         )
@@ -124,6 +136,7 @@ def _refuse_changes(lab: Lab, standing: LabSettings, request: UpRequest) -> None
     for what, wanted in asked.items():
         if wanted is not None and wanted != getattr(standing, what):
             raise UsageError(
-                f"lab '{lab.name}' is built from the {what} '{getattr(standing, what)}', which cannot become '{wanted}'",
+                f"lab '{lab.name}' is built from the {what} '{getattr(standing, what)}', "
+                f"which cannot become '{wanted}'",
                 hint=f"stacklab destroy --lab {lab.name}, or take another name with --lab",
             )

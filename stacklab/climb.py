@@ -1,19 +1,21 @@
 """The climb: from nothing, or from wherever a lab stands, up to a layer.
 
-Read `up` from top to bottom: it is the path that everything in stacklab is part of. Each step looks whether it is
-done already, so that the same call resumes after Ctrl-C, a crash or a reboot, and only looks at a healthy lab.
+Read `up` from top to bottom: it is the path that everything in stacklab is part of. Each step looks whether
+it is done already, so that the same call resumes after Ctrl-C, a crash or a reboot, and only looks at a
+healthy lab.
 """
 
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import check_layer, is_healthy
 from stacklab.home import Home
+from stacklab.host import kvm
 from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
 from stacklab.host.checks import preflight
@@ -35,7 +37,10 @@ GUEST_FILE = "guest.qcow2"
 
 @dataclass(frozen=True)
 class Summary:
-    """What `up` did. layer: where the lab stands. changed: whether anything had to be done. seconds: how long it took."""
+    """What `up` did. layer: where the lab stands. changed: whether anything had to be done. seconds.
+
+    How long it took.
+    """
 
     layer: int
     changed: bool
@@ -45,14 +50,14 @@ class Summary:
 def up(home: Home, request: UpRequest, listener: Listener) -> Summary:
     """Bring a lab up to the layer asked for, and tell `listener` each event on the way.
 
-    Raises UsageError and HostUnfit before anything is built, StepFailed when a step fails (what passed before it is kept),
-    CheckFailed when the cloud is there and does not do what it should.
+    Raises UsageError and HostUnfit before anything is built, StepFailed when a step fails (what passed before
+    it is kept), CheckFailed when the cloud is there and does not do what it should.
     """
     began = time.monotonic()
     lab = Lab(home, request.lab)
     blueprint = resolve(lab, request)
     with lab.locked():
-        host = preflight(home, blueprint)
+        host = preflight(home, blueprint, online=not request.offline)
         lab.save(blueprint.settings)
         lab.journal.subscribe(listener)
         climb = _Climb(lab, blueprint, host, online=not request.offline)
@@ -83,6 +88,7 @@ class _Climb:
                 self._make_nodes(self._image())
             self.lab.start()
             guest = coming.result()
+        self.host = replace(self.host, kvm=kvm.prove(self.lab.home.cache, guest.kernel).works)
         for layer in range(1, self.blueprint.target + 1):
             rendered = self._render(layer, guest)
             if not self.lab.journal.passed(rendered.applied_key):
@@ -90,7 +96,10 @@ class _Climb:
         return True
 
     def _stands(self) -> bool:
-        """Whether the lab is up on its layer, as it would be rendered now, and healthy. Nothing is changed."""
+        """Whether the lab is up on its layer, as it would be rendered now, and healthy.
+
+        Nothing is changed.
+        """
         if self.blueprint.settings.layer < self.blueprint.target or self.lab.namespace.pid() is None:
             return False
         rendered = self._render(self.blueprint.target, self._guest())
@@ -98,13 +107,22 @@ class _Climb:
 
     def _planned(self) -> list[str]:
         names = ["base image", "packages", "guest image", "namespaces", "node"]
-        return [*names, *(f"layer {cut}{word}" for cut in range(1, self.blueprint.target + 1) for word in ("", " checks"))]
+        return [
+            *names,
+            *(
+                f"layer {cut}{word}"
+                for cut in range(1, self.blueprint.target + 1)
+                for word in ("", " checks")
+            ),
+        ]
 
     def _image(self) -> Image:
         """The image that new nodes start from: the base, and on it the packages of all layers asked for."""
         journal = self.lab.journal
         with journal.step("base image"):
-            base = ensure_base(self.store, self.blueprint.release, host_mirror(), self.downloads.base, self.log)
+            base = ensure_base(
+                self.store, self.blueprint.release, host_mirror(), self.downloads.base, self.log
+            )
         packages = sorted({name for node in self.blueprint.nodes for name in self._packages(node.name)})
         with journal.step("packages"):
             return ensure_packages(self.store, base, packages, self.downloads, self.log)
@@ -112,18 +130,23 @@ class _Climb:
     def _packages(self, node: str) -> Sequence[str]:
         return self.blueprint.packages(self.blueprint.services, self.lab.node(node))
 
-    def _guest(self) -> Path:
-        """The guest's disk image, built when the cache has none."""
+    def _guest(self) -> Guest:
+        """The guest, built when the cache has none."""
         release = self.blueprint.release
 
         def build(folder: Path) -> None:
             with self.lab.journal.step("guest image"), tempfile.TemporaryDirectory(dir=folder) as work:
-                archive = Archive(host_mirror(), release.pockets, self.downloads.folder / "guest", components=release.components)
+                archive = Archive(
+                    host_mirror(),
+                    release.pockets,
+                    self.downloads.folder / "guest",
+                    components=release.components,
+                )
                 if self.downloads.online:
                     archive.update()
                 build_guest(folder, archive, Path(work))
 
-        return Guest.at(self.store.ensure("guest", guest_inputs(release.pockets), build).folder).disk
+        return Guest.at(self.store.ensure("guest", guest_inputs(release.pockets), build).folder)
 
     def _make_nodes(self, image: Image) -> None:
         ensure_keys(self.lab, self.blueprint.nodes)
@@ -134,9 +157,14 @@ class _Climb:
                 self.lab.provider.create(node, trees, identity_files(self.lab, node))
                 self.lab.journal.record("stacklab.node.created", node.name)
 
-    def _render(self, layer: int, guest: Path) -> Rendered:
+    def _render(self, layer: int, guest: Guest) -> Rendered:
         renderer = Renderer(
-            self.lab.name, self.blueprint, self.secrets, self.host, ssh_options(self.lab), {GUEST_FILE: guest}
+            self.lab.name,
+            self.blueprint,
+            self.secrets,
+            self.host,
+            ssh_options(self.lab),
+            {GUEST_FILE: guest.disk},
         )
         return renderer.layer(layer)
 
@@ -158,11 +186,14 @@ class _Climb:
         """Install into running nodes what was not asked for when they were made."""
         for node in self.blueprint.nodes:
             wanted = self.blueprint.packages(self.blueprint.up_to(layer), node)
-            check = self.lab.run_on(node.name, ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *wanted])
+            check = self.lab.run_on(
+                node.name, ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *wanted]
+            )
             present = {line.split()[1] for line in check.stdout.splitlines() if line.startswith("installed ")}
             missing = [name for name in wanted if name not in present]
             if missing:
                 with self.lab.journal.step("more packages", node.name):
                     prefix, root = self.lab.provider.root_view(node)
                     install = install_command(root, missing, self.downloads)
-                    run_logged([*prefix, *install], self.log, "installing packages")
+                    with self.downloads.locked():
+                        run_logged([*prefix, *install], self.log, "installing the packages")

@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def write_atomically(file: Path, content: str | bytes, *, mode: int = 0o644) -> None:
-    """Put `content` into `file` by way of a temporary file beside it; a crash leaves the old file or the new one."""
+    """Put `content` into `file` by way of a temporary file beside it.
+
+    A crash leaves the old file or the new one.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
@@ -17,13 +20,16 @@ def write_atomically(file: Path, content: str | bytes, *, mode: int = 0o644) -> 
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(name, file)
+        Path(name).replace(file)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a tree, if it is there; it may hold overlay's work directories, which `shutil.rmtree` cannot enter."""
+    """Remove a tree, if it is there.
+
+    It may hold overlay's work directories, which `shutil.rmtree` cannot enter.
+    """
     if folder.exists():
         subprocess.run(["rm", "-rf", "--one-file-system", "--", str(folder)], check=True)

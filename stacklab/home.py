@@ -12,7 +12,8 @@ DEFAULT_CACHE = Path("/var/cache/stacklab")
 class Home:
     """The two folders of stacklab on a machine.
 
-    state: the labs; gone when they are destroyed. cache: images and downloads, which any lab can be rebuilt from.
+    state: the labs; gone when they are destroyed. cache: images and downloads, which any lab can be rebuilt
+    from.
     """
 
     state: Path
@@ -33,6 +34,9 @@ class Home:
 
 
 def data_dir() -> Path:
-    """The folder that holds profiles/, playbooks/ and templates/: inside the wheel, or the checkout's root."""
+    """The folder that holds profiles/, playbooks/ and templates/.
+
+    Inside the wheel, or the checkout's root.
+    """
     packaged = Path(__file__).parent / "_data"
     return packaged if packaged.is_dir() else Path(__file__).parents[1]

@@ -24,7 +24,9 @@ def hold(file: Path, subject: str, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
-            raise LabBusy(f"{subject} is in use by {holder}", hint="wait for it to end, then try again") from None
+            raise LabBusy(
+                f"{subject} is in use by {holder}", hint="wait for it to end, then try again"
+            ) from None
         handle.truncate(0)
         handle.write(f"process {os.getpid()}: {shlex.join(['stacklab', *sys.argv[1:]])}")
         handle.flush()

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from stacklab.blueprint import UpRequest, resolve
 from stacklab.home import Home
+from stacklab.host.checks import host_facts
 from stacklab.images.base import base_inputs
 from stacklab.images.packages import packages_inputs
-from stacklab.images.store import Store
+from stacklab.images.store import Store, key_of
 from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import placeholder_secrets
 from stacklab.provide.provider import NodeState
-from stacklab.render import HostFacts, Rendered, Renderer, differences
+from stacklab.render import Rendered, Renderer, differences
 from stacklab.steps import Step
 
 
@@ -28,7 +29,10 @@ class PlannedImage:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file that would be written or removed. difference: a unified diff, empty when the content is secret."""
+    """A file that would be written or removed. difference.
+
+    A unified diff, empty when the content is secret.
+    """
 
     node: str
     path: str
@@ -57,12 +61,14 @@ class Plan:
     layers: tuple[PlannedLayer, ...]
 
 
-def make_plan(home: Home, request: UpRequest, host: HostFacts) -> Plan:
+def make_plan(home: Home, request: UpRequest) -> Plan:
     """Plan a request. Raises UsageError and ModelError as `up` does."""
     lab = Lab(home, request.lab)
     blueprint = resolve(lab, request)
     absent = tuple(
-        node.name for node in blueprint.nodes if not lab.exists or lab.provider.state(node) is NodeState.ABSENT
+        node.name
+        for node in blueprint.nodes
+        if not lab.exists or lab.provider.state(node) is NodeState.ABSENT
     )
     store = Store(home.cache / "images")
     images = []
@@ -74,7 +80,7 @@ def make_plan(home: Home, request: UpRequest, host: HostFacts) -> Plan:
         if base:
             images.append(_planned_image(store, "packages", packages_inputs(base, sorted(packages))))
     secrets = placeholder_secrets(lab.folder / "secrets.yaml", blueprint.services)
-    renderer = Renderer(lab.name, blueprint, secrets, host, ssh_options(lab))
+    renderer = Renderer(lab.name, blueprint, secrets, host_facts(home), ssh_options(lab))
     layers = []
     for number in range(1, blueprint.target + 1):
         rendered = renderer.layer(number)
@@ -87,13 +93,13 @@ def make_plan(home: Home, request: UpRequest, host: HostFacts) -> Plan:
 
 
 def _planned_image(store: Store, kind: str, inputs: dict[str, object]) -> PlannedImage:
-    from stacklab.images.store import key_of
-
     return PlannedImage(kind, key_of(inputs), store.find(kind, inputs) is not None)
 
 
 def _steps(rendered: Rendered) -> tuple[tuple[str, str], ...]:
-    on_nodes: list[tuple[str, Step]] = [(node, step) for node, steps in rendered.steps.items() for step in steps]
+    on_nodes: list[tuple[str, Step]] = [
+        (node, step) for node, steps in rendered.steps.items() for step in steps
+    ]
     return tuple((node, step.id) for node, step in on_nodes)
 
 
@@ -101,7 +107,11 @@ def _files(before: Path, rendered: Rendered) -> list[PlannedFile]:
     planned = []
     for node, path, old, new in differences(before, rendered):
         file = rendered.files[node].get(path)
-        action = "remove" if file is None else ("change" if (before / "files" / node / path.lstrip("/")).exists() else "add")
+        action = (
+            "remove"
+            if file is None
+            else ("change" if (before / "files" / node / path.lstrip("/")).exists() else "add")
+        )
         shown = "" if file is None or file.secret else _diff(path, old, new)
         planned.append(PlannedFile(node, path, action, shown))
     return planned
@@ -109,6 +119,10 @@ def _files(before: Path, rendered: Rendered) -> list[PlannedFile]:
 
 def _diff(path: str, old: bytes, new: bytes) -> str:
     lines = difflib.unified_diff(
-        old.decode(errors="replace").splitlines(), new.decode(errors="replace").splitlines(), path, path, lineterm=""
+        old.decode(errors="replace").splitlines(),
+        new.decode(errors="replace").splitlines(),
+        path,
+        path,
+        lineterm="",
     )
     return "\n".join(lines)

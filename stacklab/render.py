@@ -1,7 +1,7 @@
-"""Everything that a layer puts on the nodes, rendered on the controller: files, steps, playbook and inventory.
+"""What a layer puts on the nodes, rendered on the controller: files, steps, playbook and inventory.
 
-What is rendered lies in the lab's folder before anything is run, so that it can be read, compared with what was
-there before (`stacklab plan`), and run by hand.
+What is rendered lies in the lab's folder before anything is run, so that it can be read, compared with what
+was there before (`stacklab plan`), and run by hand.
 """
 
 import base64
@@ -22,7 +22,6 @@ from stacklab.blueprint import Blueprint, parts_on
 from stacklab.errors import ModelError, Problem
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
-from stacklab.lab.secrets import identifier
 from stacklab.model.service import Role, Service
 from stacklab.model.topology import MANAGEMENT, PROVIDER
 from stacklab.provide.provider import Node
@@ -60,7 +59,8 @@ class HostFacts:
 class Rendered:
     """A layer as rendered.
 
-    files: by node, by path. steps: by node; final: those for the controller when all nodes run. playbook, inventory: texts.
+    files: by node, by path. steps: by node; final: those for the controller when all nodes run. playbook,
+    inventory: texts.
     """
 
     layer: int
@@ -77,7 +77,9 @@ class Rendered:
         digest = hashlib.sha256()
         for node, files in sorted(self.files.items()):
             for path, file in sorted(files.items()):
-                digest.update(f"{node} {path} {file.owner} {file.group} {file.mode:o} {len(file.content)}\n".encode())
+                digest.update(
+                    f"{node} {path} {file.owner} {file.group} {file.mode:o} {len(file.content)}\n".encode()
+                )
                 digest.update(file.content)
         digest.update(self.playbook.encode())
         return digest.hexdigest()
@@ -109,8 +111,8 @@ class Rendered:
 class Renderer:
     """Renders the layers of one lab.
 
-    lab: its name. secrets: by service and name. ssh: arguments of ssh(1) for Ansible. images: the files of images to
-    upload, by name.
+    lab: its name. secrets: by service and name. ssh: arguments of ssh(1) for Ansible. images: the files of
+    images to upload, by name.
     """
 
     def __init__(
@@ -161,7 +163,13 @@ class Renderer:
             for image in service.resources.images
         }
         return Rendered(
-            number, whole, steps, final, self._playbook(number, services, bool(final), images), self._inventory(), images
+            number,
+            whole,
+            steps,
+            final,
+            self._playbook(number, services, bool(final), images),
+            self._inventory(),
+            images,
         )
 
     @property
@@ -204,7 +212,9 @@ class Renderer:
                 else:
                     content = source.read_bytes()
                 if path in files:
-                    problems.append(Problem(source, 1, 1, f"{path} is a file of the service '{owners[path]}' too"))
+                    problems.append(
+                        Problem(source, 1, 1, f"{path} is a file of the service '{owners[path]}' too")
+                    )
                 ownership = service.files.ownership(path)
                 owners[path] = service.name
                 files[path] = RenderedFile(content, ownership.owner, ownership.group, int(ownership.mode, 8))
@@ -221,16 +231,22 @@ class Renderer:
 
         def files_hash(service: Service) -> str:
             top = service.folder / "files"
-            paths = [f"/{file.relative_to(top).as_posix()}".removesuffix(".j2") for file in sorted(top.rglob("*"))]
+            paths = [
+                f"/{file.relative_to(top).as_posix()}".removesuffix(".j2") for file in sorted(top.rglob("*"))
+            ]
             tree = files[node.name]
-            return hashlib.sha256(b"\0".join(tree[path].content for path in paths if path in tree)).hexdigest()
+            return hashlib.sha256(
+                b"\0".join(tree[path].content for path in paths if path in tree)
+            ).hexdigest()
 
         def render(service: Service, text: str) -> str:
             try:
                 return self._environment.from_string(text).render(context)
             except TemplateError as error:
                 first = text.strip().splitlines()[0]
-                problems.append(Problem(service.file, 1, 1, f"the command `{first}` cannot be rendered: {error}"))
+                problems.append(
+                    Problem(service.file, 1, 1, f"the command `{first}` cannot be rendered: {error}")
+                )
                 return ""
 
         return Scope(
@@ -253,22 +269,49 @@ class Renderer:
         self, number: int, services: Sequence[Service], has_final: bool, images: Mapping[str, Path]
     ) -> str:
         others = [node.name for node in self._blueprint.nodes if node != self._controller]
-        plays = [{"title": "Bring up the controller", "nodes": [self._controller.name], "file": "steps.json", "task": "services"}]
+        plays = [
+            {
+                "title": "Bring up the controller",
+                "nodes": [self._controller.name],
+                "file": "steps.json",
+                "task": "services",
+            }
+        ]
         if others:
-            plays.append({"title": "Bring up the other nodes", "nodes": others, "file": "steps.json", "task": "services"})
+            plays.append(
+                {
+                    "title": "Bring up the other nodes",
+                    "nodes": others,
+                    "file": "steps.json",
+                    "task": "services",
+                }
+            )
         if has_final:
-            plays.append({"title": "Complete", "nodes": [self._controller.name], "file": "final.json", "task": "services"})
+            plays.append(
+                {
+                    "title": "Complete",
+                    "nodes": [self._controller.name],
+                    "file": "final.json",
+                    "task": "services",
+                }
+            )
         tasks: dict[str, list[dict[str, str]]] = {}
         for service in services:
             for phase, file in service.tasks.items():
-                tasks.setdefault(phase, []).append({"service": service.name, "file": str(service.folder / file)})
-        return stacklab_environment().get_template("playbooks/layer.yml.j2").render(
-            layer=number,
-            lab=self._lab,
-            plays=plays,
-            tasks=tasks,
-            jobs=JOBS,
-            images=[{"name": name, "source": str(source)} for name, source in images.items()],
+                tasks.setdefault(phase, []).append(
+                    {"service": service.name, "file": str(service.folder / file)}
+                )
+        return (
+            stacklab_environment()
+            .get_template("playbooks/layer.yml.j2")
+            .render(
+                layer=number,
+                lab=self._lab,
+                plays=plays,
+                tasks=tasks,
+                jobs=JOBS,
+                images=[{"name": name, "source": str(source)} for name, source in images.items()],
+            )
         )
 
     def _inventory(self) -> str:
@@ -276,7 +319,9 @@ class Renderer:
             node.name: {
                 "ansible_host": node.address,
                 "node_roles": list(node.roles),
-                "services_here": [service.name for service in self._blueprint.services if parts_on(service, node)],
+                "services_here": [
+                    service.name for service in self._blueprint.services if parts_on(service, node)
+                ],
             }
             for node in self._blueprint.nodes
         }
@@ -328,7 +373,10 @@ def _line_in_template(error: TemplateError) -> int:
 def _archive(files: Mapping[str, RenderedFile]) -> bytes:
     """A gzipped tar archive, the same bytes for the same files."""
     buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as stream,
+        tarfile.open(fileobj=stream, mode="w") as archive,
+    ):
         for path, file in sorted(files.items()):
             member = tarfile.TarInfo(path.lstrip("/"))
             member.size, member.mode = len(file.content), file.mode
@@ -338,7 +386,10 @@ def _archive(files: Mapping[str, RenderedFile]) -> bytes:
 
 
 def differences(old: Path, new: Rendered) -> Iterator[tuple[str, str, bytes, bytes]]:
-    """Files that differ between what is in the folder `old` and `new`: node, path, content before and after."""
+    """Files that differ between what is in the folder `old` and `new`.
+
+    Node, path, content before and after.
+    """
     for node, files in new.files.items():
         top = old / "files" / node
         before = {f"/{file.relative_to(top).as_posix()}": file for file in top.rglob("*") if file.is_file()}

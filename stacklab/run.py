@@ -1,4 +1,7 @@
-"""Running a rendered layer: ansible-runner in the lab's network, each task and step recorded in the journal."""
+"""Running a rendered layer.
+
+Ansible-runner in the lab's network, each task and step recorded in the journal.
+"""
 
 import contextlib
 import json
@@ -48,11 +51,16 @@ def run_playbook(lab: Lab, folder: Path) -> None:
     if runner.status != "successful":
         output = Path(runner.config.artifact_dir, "stdout")
         tail = output.read_text(errors="replace").splitlines()[-TAIL_LINES:] if output.exists() else []
-        raise StepFailed(f"the playbook of {folder.name} failed", detail="\n".join(tail), hint=f"less {output}")
+        raise StepFailed(
+            f"the playbook of {folder.name} failed", detail="\n".join(tail), hint=f"less {output}"
+        )
 
 
 def _environment(lab: Lab) -> dict[str, str]:
-    """Settings of Ansible for few, fat tasks: one SSH connection each, nothing written to the node, no ssh left behind."""
+    """Settings of Ansible for few, fat tasks.
+
+    One SSH connection each, nothing written to the node, no ssh left behind.
+    """
     return {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ANSIBLE_LIBRARY": str(data_dir() / "playbooks" / "library"),
@@ -69,7 +77,10 @@ def _environment(lab: Lab) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
-    """Meanwhile, read what the nodes say of their steps as they go: Ansible tells only when its task has ended."""
+    """Meanwhile, read what the nodes say of their steps as they go.
+
+    Ansible tells only when its task has ended.
+    """
     tails = {
         node.name: subprocess.Popen(
             lab.ssh_command(node.name, ["tail", "--lines=0", "--follow=name", "--retry", STEPS_LOG]),
@@ -97,7 +108,10 @@ def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
 
 
 class _Recorder:
-    """Turns Ansible's events, and those of the steps on the nodes, into the journal's; keeps the first failure."""
+    """Turns Ansible's events, and those of the steps on the nodes, into the journal's.
+
+    Keeps the first failure.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -122,13 +136,17 @@ class _Recorder:
             case "runner_on_ok":
                 seconds = round(data.get("duration", 0.0), 3)
                 changed = bool(data.get("res", {}).get("changed"))
-                self._journal.record("stacklab.task.passed", node, task=task, seconds=seconds, changed=changed)
+                self._journal.record(
+                    "stacklab.task.passed", node, task=task, seconds=seconds, changed=changed
+                )
                 self._record_steps(node, data.get("res", {}))
             case "runner_on_failed" | "runner_on_unreachable":
                 result = data.get("res", {})
                 self._record_steps(node, result)
                 failure = _failure(node, task, result)
-                self._journal.record("stacklab.task.failed", node, task=task, error=failure.message, detail=failure.detail)
+                self._journal.record(
+                    "stacklab.task.failed", node, task=task, error=failure.message, detail=failure.detail
+                )
                 self.failure = self.failure or failure
         return False
 
@@ -137,7 +155,7 @@ class _Recorder:
             self._record_step(node, step)
 
     def _record_step(self, node: str, step: dict[str, Any]) -> None:
-        """Record a change of a step's state, once, whether it was read from the node or from the task's result."""
+        """Record a change of a step's state, once, whether the node told it or the task's result."""
         which = (node, step["id"])
         with self._lock:
             if which in self._ended:
@@ -168,4 +186,6 @@ def _failure(node: str, task: str, result: dict[str, Any]) -> StepFailed:
         )
     words = {key: result[key] for key in ("msg", "stdout", "stderr", "exception") if result.get(key)}
     detail = "\n".join(str(value) for value in words.values()) or json.dumps(result)[:2000]
-    return StepFailed(f"task '{task}' failed on node '{node}'", detail=detail, hint="`stacklab up` again goes on from here")
+    return StepFailed(
+        f"task '{task}' failed on node '{node}'", detail=detail, hint="`stacklab up` again goes on from here"
+    )

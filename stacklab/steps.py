@@ -2,12 +2,11 @@
 
     S/database        its databases and their user                      needs mariadb
     S/sync.NAME       its schema, in order                              needs S/database
-    S/init.NAME       its first data, in order                          needs its schema, and what it requires to be ready
-    S/ROLE            its systemd units for a role of the node run, restarted where their files changed
-    S/ROLE.ready      their ports accept
-    identity          users, services and endpoints of a layer          needs keystone to be ready
-    S/resources       what it has made through the APIs                 needs S to be ready
-    S/final.NAME      what can only be done when all runs
+    S/init.NAME       its first data, in order                          needs its schema, and what it requires
+    to be ready S/ROLE            its systemd units for a role of the node run, restarted where their files
+    changed S/ROLE.ready      their ports accept identity          users, services and endpoints of a layer
+    needs keystone to be ready S/resources       what it has made through the APIs                 needs S to
+    be ready S/final.NAME      what can only be done when all runs
 
 A step that has a stamp is not run again while its stamp, the hash of what went into it, stays the same.
 """
@@ -69,7 +68,8 @@ class Scope:
     """What the steps of one node are made for.
 
     services: those of the lab up to the layer, in order. files_hash: the hash of a
-    service's files on the node. render: renders the text of a service's command. secrets: by service and name.
+    service's files on the node. render: renders the text of a service's command. secrets: by service and
+    name.
     """
 
     node: Node
@@ -92,7 +92,9 @@ def node_steps(scope: Scope) -> list[Step]:
 
 def final_steps(scope: Scope) -> list[Step]:
     """The steps for the controller when the units of all nodes run."""
-    return [step for service in scope.services for step in _chain(scope, service, "final", service.finalise, ())]
+    return [
+        step for service in scope.services for step in _chain(scope, service, "final", service.finalise, ())
+    ]
 
 
 class _Builder:
@@ -127,7 +129,9 @@ class _Builder:
     def _add_units(self, service: Service, before: tuple[str, ...]) -> None:
         """What runs for the controller's role is up before what runs for the others."""
         done = before
-        for role, part in sorted(parts_on(service, self.scope.node).items(), key=lambda item: item[0] != "controller"):
+        for role, part in sorted(
+            parts_on(service, self.scope.node).items(), key=lambda item: item[0] != "controller"
+        ):
             name = f"{service.name}/{role}"
             if part.units:
                 stamp = _hash(self.scope.files_hash(service), part.units)
@@ -176,7 +180,10 @@ def _chain(
 
 
 def _database_step(scope: Scope, service: Service, after: tuple[str, ...]) -> Step:
-    """One statement per database and user; each may be run again. Names come from the strict model, and need no quoting."""
+    """One statement per database and user; each may be run again.
+
+    Names come from the strict model, and need no quoting.
+    """
     assert service.database is not None
     user = identifier(service.name)
     password = scope.secrets[user]["database"]
@@ -211,7 +218,8 @@ def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> S
         "networks": [network.model_dump() for network in resources.networks],
         "rules": [rule.model_dump() for rule in resources.rules],
         "images": [
-            {"name": image.name, "format": image.format, "path": image_path(image.file)} for image in resources.images
+            {"name": image.name, "format": image.format, "path": image_path(image.file)}
+            for image in resources.images
         ],
     }
     return _register(scope, f"{service.name}/resources", after, document)

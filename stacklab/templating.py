@@ -1,7 +1,7 @@
 """The two dialects of Jinja that stacklab renders.
 
-Files of services use Jinja's own `{{ }}` and `{% %}`. Playbooks and libvirt's XML use `[[ ]]` and `[% %]`, so that the
-braces of Ansible need no escaping. In both an undefined name is an error, never an empty string.
+Files of services use Jinja's own `{{ }}` and `{% %}`. Playbooks and libvirt's XML use `[[ ]]` and `[% %]`, so
+that the braces of Ansible need no escaping. In both an undefined name is an error, never an empty string.
 """
 
 from collections.abc import Callable, Mapping

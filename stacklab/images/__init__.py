@@ -1,0 +1,1 @@
+"""Images: frozen disk states of nodes, and the guest that instances boot."""

@@ -1,4 +1,7 @@
-"""The base image: a minimal Debian with systemd, sshd and Python, made by mmdebstrap from the host's own mirror."""
+"""The base image.
+
+A minimal Debian with systemd, sshd and Python, made by mmdebstrap from the host's own mirror.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,12 +47,14 @@ def base_inputs(release: Release) -> dict[str, Any]:
 def ensure_base(store: Store, release: Release, mirror: Mirror, archives: Path, log: Path) -> Image:
     """The base image of `release`, built when the store has none (about 15 s).
 
-    archives: the folder that keeps the packages of base images, which mmdebstrap copies in and out whole. log: takes what the tools print.
-    Raises StepFailed with the end of the log.
+    archives: the folder that keeps the packages of base images, which mmdebstrap copies in and out whole.
+    log: takes what the tools print. Raises StepFailed with the end of the log.
     """
 
     def build(folder: Path) -> None:
-        run_logged(_mmdebstrap(folder / "tree", release, mirror, archives), log, f"mmdebstrap of {release.suite}")
+        run_logged(
+            _mmdebstrap(folder / "tree", release, mirror, archives), log, f"mmdebstrap of {release.suite}"
+        )
         (folder / "tree" / "etc" / "machine-id").write_text("")
         for key in (folder / "tree" / "etc" / "ssh").glob("ssh_host_*"):
             key.unlink()

@@ -10,7 +10,12 @@ TAIL_LINES = 25
 
 
 def run_logged(
-    argv: Sequence[str], log: Path, what: str, *, stdin: str = "", environment: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    log: Path,
+    what: str,
+    *,
+    stdin: str = "",
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run a command with its output appended to `log`. Raises StepFailed with the end of what it printed."""
     log.parent.mkdir(parents=True, exist_ok=True)

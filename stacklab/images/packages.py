@@ -1,16 +1,23 @@
-"""The packages of a layer, installed in a chroot of an image: natively, offline from the cache, nothing started."""
+"""The packages of a layer, installed in a chroot of an image.
 
-from collections.abc import Sequence
+Natively, offline from the cache, nothing started.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stacklab import lock
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.images.command import run_logged
 from stacklab.images.store import Image, Store
 
 REVISION = 1  # raise it when what is done below, or in templates/images/install-packages, changes
+
+PRIVATE = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,12 @@ class Downloads:
 
     folder: Path
     online: bool = True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Wait for others that install from here, for apt does not wait for its lock on downloads."""
+        with lock.hold(self.folder / ".lock", "the package cache", wait=True):
+            yield
 
     @property
     def archives(self) -> Path:
@@ -32,7 +45,7 @@ class Downloads:
 
     @property
     def lists(self) -> Path:
-        """apt's lists of what the mirror has."""
+        """Apt's lists of what the mirror has."""
         return self.folder / "lists"
 
 
@@ -41,7 +54,9 @@ def packages_inputs(base: Image, packages: Sequence[str]) -> dict[str, Any]:
     return {"revision": REVISION, "base": base.key, "packages": sorted(packages)}
 
 
-def ensure_packages(store: Store, base: Image, packages: Sequence[str], downloads: Downloads, log: Path) -> Image:
+def ensure_packages(
+    store: Store, base: Image, packages: Sequence[str], downloads: Downloads, log: Path
+) -> Image:
     """The image of `packages` on `base`, built when the store has none (about a minute for layer 1).
 
     Raises StepFailed with the end of what apt said.
@@ -55,11 +70,8 @@ def ensure_packages(store: Store, base: Image, packages: Sequence[str], download
         options = f"volatile,lowerdir={base.tree},upperdir={parts['tree']},workdir={parts['work']}"
         mount = f'mount -t overlay -o "{options}" overlay "{parts["root"]}" && exec "$@"'
         install = install_command(parts["root"], packages, downloads)
-        run_logged(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", mount, "sh", *install],
-            log,
-            "installing the packages",
-        )
+        with downloads.locked():
+            run_logged([*PRIVATE, "sh", "-c", mount, "sh", *install], log, "installing the packages")
         for name in ("work", "root"):
             remove_tree(parts[name])
 

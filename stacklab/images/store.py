@@ -1,11 +1,12 @@
 """The store of images: each whole or absent, addressed by the hash of all that went into it.
 
     images/packages-3f9c.../image.json    what it is, what it was made of, what it stands on
-    images/packages-3f9c.../tree/         its root tree (an overlay directory where it stands on another image)
-    images/packages-3f9c.../synced        it has reached the disk
+    images/packages-3f9c.../tree/         its root tree (an overlay directory where it stands on another
+    image) images/packages-3f9c.../synced        it has reached the disk
 
-An image is built in `.building-...` and renamed when it is complete. Writing gigabytes through to the disk is not waited
-for: an image that is not marked `synced` is good until the machine reboots, and dropped when found after that.
+An image is built in `.building-...` and renamed when it is complete. Writing gigabytes through to the disk is
+not waited for: an image that is not marked `synced` is good until the machine reboots, and dropped when found
+after that.
 """
 
 import hashlib
@@ -66,10 +67,10 @@ class Store:
     def ensure(
         self, kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None], parent: Image | None = None
     ) -> Image:
-        """The image made from these inputs; when there is none, `build` makes it in the empty folder it is given.
+        """The image made from these inputs; `build` makes it, in the empty folder that it is given.
 
-        Another process that builds the same image is waited for, and its result taken. What an interrupted build left
-        behind is removed. An error of `build` is passed on, and no image is left.
+        Another process that builds the same image is waited for, and its result taken. What an interrupted
+        build left behind is removed. An error of `build` is passed on, and no image is left.
         """
         key = key_of(inputs)
         final = self._folder(kind, key)

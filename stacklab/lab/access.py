@@ -37,7 +37,18 @@ def ensure_keys(lab: "Lab", nodes: tuple[Node, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in ("key", *(f"host-{node.name}" for node in nodes)):
         if not (folder / name).exists():
-            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"stacklab {lab.name}", "-f", str(folder / name)]
+            argv = [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                f"stacklab {lab.name}",
+                "-f",
+                str(folder / name),
+            ]
             subprocess.run(argv, check=True)
     known = [f"{node.address} {_public(folder / f'host-{node.name}')}\n" for node in nodes]
     write_atomically(folder / "known_hosts", "".join(known), mode=0o600)

@@ -1,7 +1,7 @@
 """The control groups of a lab: one per hierarchy, so that all that a lab creates lies below them.
 
-Three kinds of host are met. cgroup v2 has one hierarchy; v1 has one per controller; a hybrid has v1 controllers and
-an empty v2 tree beside them. A lab's group is `stacklab/NAME` below the root of each.
+Three kinds of host are met. cgroup v2 has one hierarchy; v1 has one per controller; a hybrid has v1
+controllers and an empty v2 tree beside them. A lab's group is `stacklab/NAME` below the root of each.
 """
 
 import contextlib
@@ -15,7 +15,10 @@ REMOVAL_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """One mounted hierarchy: its v1 controllers (`cpu,cpuacct`, `name=systemd`), or "" for v2; and its mount point."""
+    """One mounted hierarchy: its v1 controllers (`cpu,cpuacct`, `name=systemd`), or "" for v2.
+
+    And its mount point.
+    """
 
     controllers: str
     mount_point: Path
@@ -84,7 +87,10 @@ def _delegate(top: Path) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove the groups of the lab `name`, deepest first; its processes are gone, but the kernel may need a moment."""
+    """Remove the groups of the lab `name`, deepest first.
+
+    Its processes are gone, but the kernel may need a moment.
+    """
     deadline = time.monotonic() + REMOVAL_SECONDS
     for hierarchy in hierarchies():
         parent = hierarchy.mount_point / PARENT

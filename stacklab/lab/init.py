@@ -1,8 +1,8 @@
 """The first process of a lab's namespaces: it mounts what the lab sees, runs libvirtd, and ends with the lab.
 
 Run as `python3 -I init.py FOLDER READY_FD` in new mount, PID, network, IPC, UTS and cgroup namespaces. Being
-process 1 of the PID namespace, its end is the end of every process of the lab: the kernel sees to it. It imports
-nothing of stacklab, so that a lab that runs is independent of the program's files.
+process 1 of the PID namespace, its end is the end of every process of the lab: the kernel sees to it. It
+imports nothing of stacklab, so that a lab that runs is independent of the program's files.
 """
 
 import os
@@ -29,7 +29,10 @@ def run(*argv: str) -> None:
 
 
 def mount_view(folder: Path) -> None:
-    """Mount what the lab sees. Nothing of it spreads to the machine; what the machine unmounts goes here too."""
+    """Mount what the lab sees. Nothing of it spreads to the machine.
+
+    What the machine unmounts goes here too.
+    """
     run("mount", "--make-rslave", "/")
     run("mount", "-t", "proc", "proc", "/proc")
     for source, target in BINDS.items():
@@ -45,7 +48,10 @@ def mount_view(folder: Path) -> None:
 
 
 def mount_cgroup_v1(hierarchies: list[str]) -> None:
-    """Mount the v1 hierarchies one by one: libvirt refuses the hybrid layout with its `unified` beside them."""
+    """Mount the v1 hierarchies one by one.
+
+    Libvirt refuses the hybrid layout with its `unified` beside them.
+    """
     top = Path("/sys/fs/cgroup")
     run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(top))
     for names in hierarchies:
@@ -59,7 +65,7 @@ def mount_cgroup_v1(hierarchies: list[str]) -> None:
 
 
 def mount_cgroup_v2() -> None:
-    """Mount the unified hierarchy, step into a leaf of it, and hand all controllers to what comes beside us."""
+    """Mount the unified hierarchy, step into a leaf, and hand all controllers to what comes beside us."""
     top = Path("/sys/fs/cgroup")
     run("mount", "-t", "cgroup2", "cgroup2", str(top))
     (top / "init").mkdir(exist_ok=True)
@@ -70,7 +76,10 @@ def mount_cgroup_v2() -> None:
 
 
 def supervise(log: Path) -> None:
-    """Run libvirtd, start it again when it dies (nodes outlive it), reap whatever else ends. Never returns."""
+    """Run libvirtd, start it again when it dies (nodes outlive it), reap whatever else ends.
+
+    Never returns.
+    """
     while True:
         started = time.monotonic()
         with log.open("ab") as output:

@@ -1,10 +1,10 @@
 """A lab on this machine: one folder that holds everything of it.
 
-    lab.yaml       what it is built from, and the layer that it stands on
-    journal.db     its events
-    secrets.yaml   its passwords            ssh/     its key, and the host keys of its nodes
-    nodes/         the disks of its nodes   rendered/ what was rendered and run, by layer
-    run/ libvirt/  what its libvirtd keeps  images.log, ansible/   what tools printed
+lab.yaml       what it is built from, and the layer that it stands on
+journal.db     its events
+secrets.yaml   its passwords            ssh/     its key, and the host keys of its nodes
+nodes/         the disks of its nodes   rendered/ what was rendered and run, by layer
+run/ libvirt/  what its libvirtd keeps  images.log, ansible/   what tools printed
 """
 
 import re
@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -217,7 +216,8 @@ def nodes_of(topology: Topology) -> tuple[Node, ...]:
     """The machines that a topology asks for, with their addresses."""
     addresses = topology.addresses()
     return tuple(
-        Node(node.name, addresses[node.name], tuple(node.roles), node.memory, node.cpus) for node in topology.nodes
+        Node(node.name, addresses[node.name], tuple(node.roles), node.memory, node.cpus)
+        for node in topology.nodes
     )
 
 
@@ -228,7 +228,12 @@ def summary(status: LabStatus) -> dict[str, Any]:
         "running": status.running,
         **status.settings.model_dump(mode="json", exclude={"nodes"}),
         "nodes": [
-            {"name": node.name, "address": node.address, "roles": list(node.roles), "state": status.nodes[node.name]}
+            {
+                "name": node.name,
+                "address": node.address,
+                "roles": list(node.roles),
+                "state": status.nodes[node.name],
+            }
             for node in status.settings.nodes
         ],
     }

@@ -1,7 +1,8 @@
 """The namespaces of a lab: started as one process tree, entered, and ended at once.
 
-A lab's first process (`init.py`) is process 1 of its own PID namespace, so killing it kills everything in the lab, and
-with the last process the mounts and the network of the lab are gone too. Nothing has to be tracked to be cleaned up.
+A lab's first process (`init.py`) is process 1 of its own PID namespace, so killing it kills everything in the
+lab, and with the last process the mounts and the network of the lab are gone too. Nothing has to be tracked
+to be cleaned up.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ STOP_SECONDS = 15.0
 LIBVIRT_CONFIG = {
     "libvirtd.conf": 'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_rw_perms = "0700"\n',
     "lxc.conf": 'security_driver = "none"\n',
-    "qemu.conf": 'security_driver = "none"\nstdio_handler = "file"\nuser = "root"\ngroup = "root"\nnamespaces = []\n',
+    "qemu.conf": 'security_driver = "none"\nstdio_handler = "file"\nuser = "root"\ngroup = "root"\n',
 }
 
 
@@ -41,7 +42,10 @@ def _call(name: str, *arguments: int) -> None:
 
 
 def _start_time(pid: int) -> str:
-    """When the process started, in clock ticks since boot (proc(5), field 22): tells it from a later one of that id."""
+    """When the process started, in clock ticks since boot (proc(5), field 22).
+
+    Tells it from a later one of that id.
+    """
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
@@ -114,7 +118,7 @@ class Namespace:
         self._record.unlink(missing_ok=True)
 
     def enter_command(self, argv: Sequence[str], *, network_only: bool = False) -> list[str]:
-        """The command line that runs `argv` inside the lab: its network alone, or its mounts and processes too.
+        """The command line that runs `argv` in the lab: in its network, or among its processes and mounts.
 
         Raises StepFailed when the lab is down.
         """
@@ -125,13 +129,18 @@ class Namespace:
         """Run a command inside the lab and return what it printed. Raises StepFailed with its output."""
         done = subprocess.run(self.enter_command(argv), input=stdin, capture_output=True, check=False)
         if done.returncode != 0:
-            raise StepFailed(f"`{argv[0]}` failed in the lab", detail=(done.stdout + done.stderr).decode(errors="replace"))
+            raise StepFailed(
+                f"`{argv[0]}` failed in the lab", detail=(done.stdout + done.stderr).decode(errors="replace")
+            )
         return done.stdout.decode()
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
-        """Have the calling thread, and the threads and processes that it starts, use the lab's network meanwhile."""
-        with open("/proc/thread-self/ns/net") as before, open(f"/proc/{self._running_pid()}/ns/net") as inside:
+        """Meanwhile the calling thread, and all that it starts, use the lab's network."""
+        with (
+            Path("/proc/thread-self/ns/net").open() as before,
+            Path(f"/proc/{self._running_pid()}/ns/net").open() as inside,
+        ):
             _call("setns", inside.fileno(), _CLONE_NEWNET)
             try:
                 yield
@@ -170,7 +179,11 @@ class Namespace:
             script = str(Path(lab_init.__file__))
             os.chdir("/")
             interpreter = os.path.realpath(sys.executable)
-            os.execve(interpreter, [interpreter, "-I", script, str(self.folder), str(ready)], {"PATH": os.defpath + ":/usr/sbin:/sbin"})
+            os.execve(
+                interpreter,
+                [interpreter, "-I", script, str(self.folder), str(ready)],
+                {"PATH": os.defpath + ":/usr/sbin:/sbin"},
+            )
         except BaseException as error:
             os.write(ready, f"0\n{error}".encode())
         finally:
@@ -192,7 +205,9 @@ def _wait_until_gone(handle: int) -> None:
 
     readable, _, _ = select.select([handle], [], [], STOP_SECONDS)
     if not readable:
-        raise StepFailed("the lab's processes do not end", hint="look for a process in state D: ps -eo pid,stat,args")
+        raise StepFailed(
+            "the lab's processes do not end", hint="look for a process in state D: ps -eo pid,stat,args"
+        )
 
 
 def _boot_id() -> str:

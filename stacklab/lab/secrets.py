@@ -1,4 +1,7 @@
-"""The passwords of a lab: random, made when a service first asks for them, kept in one file that only root reads."""
+"""The passwords of a lab.
+
+Random, made when a service first asks for them, kept in one file that only root reads.
+"""
 
 import secrets
 from collections.abc import Iterable, Mapping
@@ -13,9 +16,11 @@ LENGTH_BYTES = 20
 
 
 def ensure_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[str, str]]:
-    """The secrets of `services` by service and name (`-` as `_` in both), made where the file does not have them yet."""
+    """The secrets of `services`, by service and name (`-` as `_` in both); missing ones are made."""
     known: dict[str, dict[str, str]] = yaml.safe_load(file.read_text()) if file.exists() else {}
-    wanted = {identifier(service.name): [identifier(name) for name in service.secrets] for service in services}
+    wanted = {
+        identifier(service.name): [identifier(name) for name in service.secrets] for service in services
+    }
     complete = {
         service: {name: _old(known, service, name) or secrets.token_hex(LENGTH_BYTES) for name in names}
         for service, names in wanted.items()

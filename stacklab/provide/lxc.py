@@ -1,4 +1,7 @@
-"""Nodes of kind `lxc`: containers that the lab's own libvirtd runs with systemd in them, on an overlay of an image."""
+"""Nodes of kind `lxc`.
+
+Containers that the lab's own libvirtd runs with systemd in them, on an overlay of an image.
+"""
 
 import contextlib
 import io
@@ -25,7 +28,9 @@ SHUTDOWN_SECONDS = 60.0
 # systemd takes SIGRTMIN+4 for "power off" (systemd(1)); `virsh shutdown` does not reach it.
 POWEROFF_SIGNAL = "RTMIN+4"
 
-libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised; nothing is to be printed
+libvirt.registerErrorHandler(
+    lambda _context, _error: None, None
+)  # errors are raised; nothing is to be printed
 
 
 class LxcProvider:
@@ -55,7 +60,10 @@ class LxcProvider:
         )
 
     def start(self, node: Node) -> None:
-        """Start the container. Raises StepFailed with libvirt's own words and the end of the container's log."""
+        """Start the container.
+
+        Raises StepFailed with libvirt's own words and the end of the container's log.
+        """
         if self.state(node) is NodeState.RUNNING:
             return
         self._mount(node)
@@ -104,7 +112,9 @@ class LxcProvider:
     def root_view(self, node: Node) -> tuple[list[str], Path]:
         """Enter the lab's mounts, where the overlay is mounted, but keep the machine's network."""
         pid = self._namespace.pid()
-        return ["nsenter", f"--target={pid}", "--mount", "--", "unshare", "--mount"], self._disk(node) / "root"
+        return ["nsenter", f"--target={pid}", "--mount", "--", "unshare", "--mount"], self._disk(
+            node
+        ) / "root"
 
     def _disk(self, node: Node) -> Path:
         return self._folder / node.name
@@ -156,7 +166,10 @@ class LxcProvider:
 
 
 def _archive(files: Mapping[str, NodeFile]) -> bytes:
-    """A tar archive with `files`, owned by root; the directories above them are made by tar where they are missing."""
+    """A tar archive with `files`, owned by root.
+
+    The directories above them are made by tar where they are missing.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, file in files.items():

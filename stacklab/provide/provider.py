@@ -59,4 +59,3 @@ class Provider(Protocol):
 
         Commands run natively on the machine, with its network and a mount namespace of their own.
         """
-
