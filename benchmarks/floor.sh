@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The floor: the work that no builder of this cloud can avoid, as a plain script, and nothing else.
-# It registers nothing in Keystone, boots no instance, checks nothing and records nothing.
+# It uploads no image, makes no network, boots no instance, checks nothing and records nothing.
 #
 # usage: floor.sh INPUTS WORK       as root; prints one line per stage: NAME SECONDS
 #   INPUTS, written by layer1.py: mmdebstrap (a command line, one word per line; TREE stands for the folder),
@@ -105,7 +105,11 @@ stop_node() {
   kill -KILL "$node" 2>/dev/null || true
   wait "$node" 2>/dev/null || true
   for top in $(hierarchies); do
-    find "$top/$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+    for _ in {1..100}; do # its last processes may need a moment to go
+      find "$top/$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+      [[ -d $top/$group ]] || break
+      sleep 0.05
+    done
   done
 }
 
