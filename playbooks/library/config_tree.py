@@ -196,7 +196,8 @@ class ConfigTree:
                 changes.written.append(entry.path)
             elif difference == "access":
                 changes.adjusted.append(entry.path)
-        leaving = before.keys() - wanted.keys()
+        parents = self._parents_made(wanted, before)
+        leaving = before.keys() - wanted.keys() - parents.keys()
         for path in sorted(leaving, reverse=True):
             if before[path]["kind"] == "directory" and not (
                 before[path].get("made") and self._would_be_empty(path, leaving)
@@ -221,6 +222,7 @@ class ConfigTree:
             )
             for entry in entries
         }
+        final |= parents
         union = {**before, **final}
         if union != before or elsewhere & final.keys():
             self._own(union)
@@ -304,6 +306,16 @@ class ConfigTree:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return inside <= set(leaving) and not any(os.path.lexists(self._replaced(name)) for name in inside)
+
+    def _parents_made(self, wanted: Iterable[str], before: Tree) -> Tree:
+        """Records of folders that are there, or will be, only because something of the tree lies in them."""
+        above = {"/" + str(parent) for path in wanted for parent in PurePosixPath(path.lstrip("/")).parents}
+        record = {"kind": "directory", "made": True}
+        return {
+            path: record
+            for path in above - set(wanted) - {"/."}
+            if path in before or not os.path.lexists(self._at(path))
+        }
 
     # What is done
 
