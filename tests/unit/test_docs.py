@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from stacklab.cli.main import app
 from stacklab.model.catalog import Catalog
@@ -53,3 +54,9 @@ def test_every_key_of_a_service_is_in_the_reference() -> None:
     reference = text("docs/reference/service.md")
     keys = {field.alias or name for name, field in Service.model_fields.items()}
     assert {key for key in keys if f"`{key}`" not in reference} == set()
+
+
+def test_the_picture_of_the_layers_is_current() -> None:
+    drawn = CliRunner().invoke(app, ["graph", "--format", "svg"])
+    assert drawn.exit_code == 0
+    assert drawn.stdout == text("docs/layers.svg"), "type: stacklab graph --format svg > docs/layers.svg"
