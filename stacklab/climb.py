@@ -9,11 +9,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
-from stacklab.check import check_layer, is_healthy
+from stacklab.check import check_layer, is_healthy, look
+from stacklab.errors import StepFailed
 from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.host.apt import host_mirror
@@ -21,6 +22,7 @@ from stacklab.host.archive import Archive
 from stacklab.host.checks import preflight
 from stacklab.images.base import ensure_base
 from stacklab.images.command import run_logged
+from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, build_guest, guest_inputs
 from stacklab.images.packages import Downloads, ensure_packages, install_command
 from stacklab.images.store import Image, Store
@@ -32,7 +34,7 @@ from stacklab.provide.provider import NodeState
 from stacklab.render import HostFacts, Rendered, Renderer
 from stacklab.run import run_playbook
 
-GUEST_FILE = "guest.qcow2"
+ANSWER_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,32 @@ def up(home: Home, request: UpRequest, listener: Listener) -> Summary:
         lab.journal.subscribe(listener)
         climb = _Climb(lab, blueprint, host, online=not request.offline)
         changed = climb.run()
-    return Summary(blueprint.target, changed, time.monotonic() - began)
+        summary = Summary(blueprint.target, changed, round(time.monotonic() - began, 3))
+        lab.journal.record("stacklab.lab.ready", lab.name, **asdict(summary))
+    return summary
+
+
+def start(lab: Lab, listener: Listener) -> None:
+    """Start a lab that is off, and return when its cloud answers; what runs already is left alone.
+
+    Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s.
+    """
+    with lab.locked():
+        lab.journal.subscribe(listener)
+        lab.start()
+        if not lab.settings.layer:  # its first `up` has not ended: there is nothing to wait for
+            return
+        blueprint = resolve(lab, UpRequest(lab=lab.name))
+        with lab.journal.step("the cloud answers"):
+            deadline = time.monotonic() + ANSWER_SECONDS
+            while missing := look(lab, blueprint):
+                if time.monotonic() > deadline:
+                    raise StepFailed(
+                        f"the cloud does not answer after {ANSWER_SECONDS:.0f} s",
+                        detail="\n".join(missing),
+                        hint=f"stacklab logs SERVICE --lab {lab.name}",
+                    )
+                time.sleep(0.2)
 
 
 class _Climb:
@@ -106,9 +133,10 @@ class _Climb:
         return self.lab.journal.passed(rendered.applied_key) and is_healthy(self.lab, self.blueprint)
 
     def _planned(self) -> list[str]:
-        names = ["base image", "packages", "guest image", "namespaces", "node"]
+        makes = any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
         return [
-            *names,
+            *(["base image", "packages"] if makes else []),
+            *([] if self.lab.namespace.pid() else ["node"]),
             *(
                 f"layer {cut}{word}"
                 for cut in range(1, self.blueprint.target + 1)

@@ -8,6 +8,8 @@ from stacklab.blueprint import UpRequest, resolve
 from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.base import base_inputs
+from stacklab.images.guest import FILE as GUEST_FILE
+from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.packages import packages_inputs
 from stacklab.images.store import Store, key_of
 from stacklab.lab.access import ssh_options
@@ -80,7 +82,9 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
         if base:
             images.append(_planned_image(store, "packages", packages_inputs(base, sorted(packages))))
     secrets = placeholder_secrets(lab.folder / "secrets.yaml", blueprint.services)
-    renderer = Renderer(lab.name, blueprint, secrets, host_facts(home), ssh_options(lab))
+    guest = store.find("guest", guest_inputs(blueprint.release.pockets))
+    images_at_hand = {GUEST_FILE: Guest.at(guest.folder).disk} if guest else {}
+    renderer = Renderer(lab.name, blueprint, secrets, host_facts(home), ssh_options(lab), images_at_hand)
     layers = []
     for number in range(1, blueprint.target + 1):
         rendered = renderer.layer(number)

@@ -134,6 +134,11 @@ class Renderer:
         self._environment = service_environment({})
         self._environment.loader = FileSystemLoader(data_dir() / "profiles" / "fragments")
 
+    def text(self, text: str) -> str:
+        """Render the text of a check's command. Raises jinja2.TemplateError."""
+        context = self._context(self._controller, self._blueprint.services)
+        return self._environment.from_string(text).render(context)
+
     def layer(self, number: int) -> Rendered:
         """Render the layers 1 to `number` as they are when layer `number` is up.
 
@@ -157,11 +162,7 @@ class Renderer:
             )
         if final:
             whole[self._controller.name]["/var/lib/stacklab/final.json"] = _steps_file(final)
-        images = {
-            image.file: self._images.get(image.file, service.folder / image.file)
-            for service in services
-            for image in service.resources.images
-        }
+        images = self._image_files(services)
         return Rendered(
             number,
             whole,
@@ -171,6 +172,14 @@ class Renderer:
             self._inventory(),
             images,
         )
+
+    def _image_files(self, services: Sequence[Service]) -> dict[str, Path]:
+        """The files of the images to upload, by name: stacklab's own, or one in the service's folder."""
+        return {
+            image.file: self._images.get(image.file, service.folder / image.file)
+            for service in services
+            for image in service.resources.images
+        }
 
     @property
     def _alone(self) -> bool:
@@ -257,6 +266,11 @@ class Renderer:
             secrets=self._secrets,
             files_hash=files_hash,
             render=render,
+            image_digests={
+                image.name: _digest(self._image_files(services)[image.file])
+                for service in services
+                for image in service.resources.images
+            },
             admin={
                 "url": f"http://{self._controller.address}:5000/v3",
                 "user": "admin",
@@ -332,6 +346,14 @@ class Renderer:
             "controller_node": self._controller.name,
         }
         return yaml.safe_dump({"all": {"hosts": hosts, "vars": shared}}, sort_keys=False)
+
+
+def _digest(file: Path) -> str:
+    """The SHA-256 of a file; empty where it is not there yet, as in the plan of a first `up`."""
+    if not file.exists():
+        return ""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _node_facts(node: Node) -> dict[str, Any]:

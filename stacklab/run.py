@@ -63,7 +63,9 @@ def _environment(lab: Lab) -> dict[str, str]:
     """
     return {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "LC_ALL": "C.UTF-8",  # Ansible refuses to run in a locale that is not installed
         "ANSIBLE_LIBRARY": str(data_dir() / "playbooks" / "library"),
+        "ANSIBLE_HOME": str(lab.folder / "ansible"),
         "ANSIBLE_PIPELINING": "True",
         "ANSIBLE_SSH_ARGS": "-oControlMaster=no",
         "ANSIBLE_PRIVATE_KEY_FILE": str(lab.folder / "ssh" / "key"),

@@ -14,7 +14,7 @@ A step that has a stamp is not run again while its stamp, the hash of what went 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stacklab.blueprint import parts_on
@@ -67,9 +67,9 @@ class Step:
 class Scope:
     """What the steps of one node are made for.
 
-    services: those of the lab up to the layer, in order. files_hash: the hash of a
-    service's files on the node. render: renders the text of a service's command. secrets: by service and
-    name.
+    services: those of the lab up to the layer, in order. alone: the lab has no other node. files_hash: the
+    hash of a service's files on the node. render: renders the text of a service's command. secrets: by
+    service and name. admin: how to log in. image_digests: of the files of images to upload, by image.
     """
 
     node: Node
@@ -79,7 +79,8 @@ class Scope:
     secrets: dict[str, dict[str, str]]
     files_hash: Callable[[Service], str]
     render: Callable[[Service, str], str]
-    admin: dict[str, str] = field(default_factory=dict)
+    admin: dict[str, str]
+    image_digests: dict[str, str]
 
 
 def node_steps(scope: Scope) -> list[Step]:
@@ -227,7 +228,8 @@ def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> S
 
 def _register(scope: Scope, step: str, after: tuple[str, ...], wanted: dict[str, Any]) -> Step:
     text = json.dumps({"auth": scope.admin, "region": "RegionOne", **wanted}, sort_keys=True)
-    return Step(step, "command", after, run=REGISTER, stdin=text, stamp=_hash(text))
+    digests = [scope.image_digests[image["name"]] for image in wanted.get("images", ())]
+    return Step(step, "command", after, run=REGISTER, stdin=text, stamp=_hash(text, digests))
 
 
 def _has_resources(service: Service) -> bool:

@@ -4,14 +4,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 from stacklab.blueprint import Blueprint
 from stacklab.check.api import Api
 from stacklab.check.result import Unmet
 from stacklab.errors import Interrupted
+from stacklab.host.checks import host_facts
 from stacklab.lab.lab import Lab
+from stacklab.lab.secrets import ensure_secrets
 from stacklab.model.service import Service
+from stacklab.render import Renderer
 
 Found = TypeVar("Found")
 
@@ -36,6 +40,12 @@ class Cloud:
         """The cloud of a lab that runs. Nothing is asked of it yet."""
         credentials = lab.environment()
         return cls(lab, blueprint, layer, credentials, Api(credentials))
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Renders the commands of checks, with the same names as in the services' files."""
+        secrets = ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
+        return Renderer(self.lab.name, self.blueprint, secrets, host_facts(self.lab.home))
 
     @property
     def services(self) -> tuple[Service, ...]:

@@ -3,11 +3,11 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+
+from jinja2 import TemplateError
 
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Checking, Unmet, ask
@@ -22,8 +22,12 @@ def check_command(cloud: Cloud, service: Service, name: str, text: str) -> Check
     """The shell command ends with 0 within 180 s."""
 
     def run() -> None:
-        argv = cloud.lab.enter_command(["sh", "-c", text])
-        run_command(argv, _environment(cloud), name=text, stopping=cloud.stopping)
+        try:
+            command = cloud.renderer.text(text)
+        except TemplateError as error:
+            raise Unmet(f"`{text}` in {service.file} cannot be rendered: {error}") from None
+        argv = cloud.lab.enter_command(["sh", "-c", command])
+        run_command(argv, cloud.lab.client_environment(os.environ), name=text, stopping=cloud.stopping)
 
     yield ask(service.name, name, run)
 
@@ -68,11 +72,3 @@ def run_command(
     if process.returncode != 0:
         raise Unmet(f"`{name}` ended with {process.returncode}", detail=tail)
     return output
-
-
-def _environment(cloud: Cloud) -> dict[str, str]:
-    """The cloud's credentials and no others; the programs beside this Python come first."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
-    programs = str(Path(sys.prefix) / "bin")
-    path = f"{programs}:{os.environ.get('PATH', os.defpath)}"
-    return {**own, **cloud.credentials, "PATH": path, "STACKLAB_LAB": cloud.lab.name}

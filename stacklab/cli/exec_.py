@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stacklab.cli.enter import become, lab_environment
+from stacklab.cli.enter import become
 from stacklab.cli.options import LabOption, Verbose, examples
 from stacklab.home import Home
 
@@ -28,5 +28,5 @@ def exec_(
     from stacklab.lab import Lab
 
     entered = Lab.open(Home.from_environment(), lab)
-    environment = lab_environment(entered, os.environ)
+    environment = entered.client_environment(os.environ)
     become(entered.enter_command(command), environment)

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from stacklab import __version__
 from stacklab.cli import (
     destroy,
+    doctor,
     events,
     exec_,
     graph,
@@ -117,6 +118,7 @@ app.command("destroy", epilog=destroy.EXAMPLES, rich_help_panel=_KEEP)(destroy.d
 app.command("services", epilog=services.EXAMPLES, rich_help_panel=_KNOW)(services.services)
 app.command("profiles", epilog=profiles.EXAMPLES, rich_help_panel=_KNOW)(profiles.profiles)
 app.command("graph", epilog=graph.EXAMPLES, rich_help_panel=_KNOW)(graph.graph)
+app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel=_KNOW)(doctor.doctor)
 app.command("version", epilog=version.EXAMPLES, rich_help_panel=_KNOW)(version.version)
 
 

@@ -4,7 +4,7 @@ import os
 
 import typer
 
-from stacklab.cli.enter import become, lab_environment
+from stacklab.cli.enter import become
 from stacklab.cli.options import LabOption, Verbose, examples
 from stacklab.home import Home
 
@@ -19,6 +19,6 @@ def shell(lab: LabOption = "default", verbose: Verbose = False) -> None:
     from stacklab.lab import Lab
 
     entered = Lab.open(Home.from_environment(), lab)
-    environment = lab_environment(entered, os.environ)
+    environment = entered.client_environment(os.environ)
     typer.echo(f"In lab {lab}: try `openstack server list`; `exit` leaves.", err=True)
     become(entered.enter_command([environment.get("SHELL") or "/bin/sh"]), environment)

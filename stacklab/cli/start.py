@@ -11,12 +11,12 @@ EXAMPLES = examples("stacklab start", "stacklab start --lab blue")
 
 def start(lab: LabOption = "default", output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
     """Switch a lab on again, after `stop`, a reboot or a power cut."""
+    from stacklab.climb import start as start_lab
     from stacklab.lab import Lab
 
     home = Home.from_environment()
     started = Lab.open(home, lab)
-    with started.locked(), progress(home, output, verbose=verbose) as screen:
-        started.journal.subscribe(screen)
-        started.start()
+    with progress(home, output, verbose=verbose) as screen:
+        start_lab(started, screen)
     if output is Output.TABLE:
         typer.echo(f"Lab {lab} is on. `stacklab status --lab {lab}` shows how it does.")

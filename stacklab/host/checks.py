@@ -270,14 +270,14 @@ def preflight(home: Home, blueprint: Blueprint, *, online: bool = True) -> HostF
             detail="\n".join(f"{problem.name}: {problem.what}\n  {problem.advice}" for problem in problems),
             hint="stacklab doctor",
         )
-    return host_facts(home, facts)
+    return host_facts(home)
 
 
-def host_facts(home: Home, facts: Facts | None = None) -> HostFacts:
+def host_facts(home: Home) -> HostFacts:
     """What templates may know of this machine. KVM counts once it is proved (stacklab.host.kvm.prove)."""
-    facts = facts or gather([])
     proof = kvm.known(home.cache)
-    return HostFacts(kvm=proof is not None and proof.works, openvswitch=facts.openvswitch)
+    # Containers take the userspace datapath everywhere: the kernel's may be gone after the host's next boot.
+    return HostFacts(kvm=proof is not None and proof.works, openvswitch=False)
 
 
 def examine(home: Home, needs: Needs, distribution: str, pockets: Sequence[str]) -> list[Finding]:

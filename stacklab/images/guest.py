@@ -24,6 +24,7 @@ from stacklab.errors import StepFailed
 from stacklab.home import data_dir
 from stacklab.host.archive import Archive
 
+FILE = "guest.qcow2"
 KERNEL = "linux-image-cloud-amd64"
 # What the guest consists of, with all that these depend on; without; and what writes its boot partition.
 PACKAGES = ("busybox-static", "dropbear-bin", "e2fsprogs")
@@ -60,7 +61,7 @@ class Guest:
     @classmethod
     def at(cls, folder: Path) -> "Guest":
         """The guest whose files lie in `folder`."""
-        return cls(folder / "guest.qcow2", folder / "vmlinuz", folder / "initramfs")
+        return cls(folder / FILE, folder / "vmlinuz", folder / "initramfs")
 
 
 def guest_inputs(pockets: Sequence[str]) -> dict[str, Any]:

@@ -7,13 +7,16 @@ nodes/         the disks of its nodes   rendered/ what was rendered and run, by 
 run/ libvirt/  what its libvirtd keeps  images.log, ansible/   what tools printed
 """
 
+import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -178,7 +181,12 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         """The variables that give an OpenStack client the cloud's administrator."""
-        secrets = yaml.safe_load((self.folder / "secrets.yaml").read_text())
+        try:
+            secrets = yaml.safe_load((self.folder / "secrets.yaml").read_text())
+        except FileNotFoundError:
+            raise UsageError(
+                f"lab '{self.name}' has no cloud yet", hint=f"stacklab up --lab {self.name}"
+            ) from None
         return {
             "OS_AUTH_URL": f"http://{self.controller.address}:5000/v3",
             "OS_USERNAME": "admin",
@@ -189,6 +197,16 @@ class Lab:
             "OS_REGION_NAME": "RegionOne",
             "OS_IDENTITY_API_VERSION": "3",
         }
+
+    def client_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The variables for a command in the lab's network: the person's own, and the cloud's credentials.
+
+        The programs beside this Python (the `openstack` client) come first on the PATH.
+        """
+        # An OS_CLOUD or OS_TOKEN left over from another cloud would win over the lab's credentials.
+        own = {name: value for name, value in inherited.items() if not name.startswith("OS_")}
+        path = f"{Path(sys.prefix) / 'bin'}:{inherited.get('PATH', os.defpath)}"
+        return {**own, **self.environment(), "PATH": path, "STACKLAB_LAB": self.name}
 
     def enter_command(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` in the lab's network. Raises StepFailed when the lab is down."""

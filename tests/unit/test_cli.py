@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from stacklab import errors
-from stacklab.cli.enter import become, lab_environment
+from stacklab.cli.enter import become
 from stacklab.cli.events import since
 from stacklab.cli.logs import units_of
 from stacklab.cli.main import Stacklab, app, stacklab
@@ -420,8 +420,8 @@ def test_a_program_that_is_not_there_is_named() -> None:
 
 def test_the_clouds_credentials_replace_those_of_any_other_cloud(lab: Lab) -> None:
     (lab.folder / "secrets.yaml").write_text("keystone: {admin: s3cret}\n")
-    environment = lab_environment(
-        lab, {"OS_CLOUD": "work", "OS_TOKEN": "x", "HOME": "/root", "PATH": "/usr/bin"}
+    environment = lab.client_environment(
+        {"OS_CLOUD": "work", "OS_TOKEN": "x", "HOME": "/root", "PATH": "/usr/bin"}
     )
     assert environment["OS_PASSWORD"] == "s3cret"
     assert environment["HOME"] == "/root"
