@@ -105,8 +105,10 @@ class LxcProvider:
         """Running, stopped (its disk is there) or absent."""
         if self._namespace.pid() is not None:
             with self._connection() as connection, contextlib.suppress(libvirt.libvirtError):
-                if connection.lookupByName(node.name).isActive():
+                domain = connection.lookupByName(node.name)
+                if self._is_alive(domain):
                     return NodeState.RUNNING
+                domain.destroy()
         return NodeState.STOPPED if self._disk(node).is_dir() else NodeState.ABSENT
 
     def root_view(self, node: Node) -> tuple[list[str], Path]:
@@ -115,6 +117,16 @@ class LxcProvider:
         return ["nsenter", f"--target={pid}", "--mount", "--", "unshare", "--mount"], self._disk(
             node
         ) / "root"
+
+    def _is_alive(self, domain: libvirt.virDomain) -> bool:
+        """Whether the container's controller process, whose id is the domain's, is there.
+
+        libvirtd is told of its end over a connection that it sometimes loses as the container starts (seen with
+        9.0.0), and then holds the domain for running for ever.
+        """
+        return domain.isActive() and "libvirt_lxc" in self._namespace.run(
+            ["cat", f"/proc/{domain.ID()}/cmdline"], check=False
+        )
 
     def _disk(self, node: Node) -> Path:
         return self._folder / node.name
