@@ -7,14 +7,13 @@ healthy lab.
 
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
-from stacklab.check import check_layer, is_healthy, look
-from stacklab.errors import StepFailed
+from stacklab.check import check_layer, is_healthy
+from stacklab.freeze import finish_thaw, freeze
 from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.host.apt import host_mirror
@@ -25,16 +24,16 @@ from stacklab.images.command import run_logged
 from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, build_guest, guest_inputs
 from stacklab.images.packages import Downloads, ensure_packages, install_command
-from stacklab.images.store import Image, Store
+from stacklab.images.store import Image
 from stacklab.journal import Listener
 from stacklab.lab.access import ensure_keys, identity_files, ssh_options
 from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import ensure_secrets
 from stacklab.provide.provider import NodeState
+from stacklab.recipe import LAYER, deepest, recipe
 from stacklab.render import HostFacts, Rendered, Renderer
+from stacklab.restore import images_at_hand, restore, store_of
 from stacklab.run import run_playbook
-
-ANSWER_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -69,29 +68,6 @@ def up(home: Home, request: UpRequest, listener: Listener) -> Summary:
     return summary
 
 
-def start(lab: Lab, listener: Listener) -> None:
-    """Start a lab that is off, and return when its cloud answers; what runs already is left alone.
-
-    Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s.
-    """
-    with lab.locked():
-        lab.journal.subscribe(listener)
-        lab.start()
-        if not lab.settings.layer:  # its first `up` has not ended: there is nothing to wait for
-            return
-        blueprint = resolve(lab, UpRequest(lab=lab.name))
-        with lab.journal.step("the cloud answers"):
-            deadline = time.monotonic() + ANSWER_SECONDS
-            while missing := look(lab, blueprint):
-                if time.monotonic() > deadline:
-                    raise StepFailed(
-                        f"the cloud does not answer after {ANSWER_SECONDS:.0f} s",
-                        detail="\n".join(missing),
-                        hint=f"stacklab logs SERVICE --lab {lab.name}",
-                    )
-                time.sleep(0.2)
-
-
 class _Climb:
     """One run of `up` on one lab."""
 
@@ -99,28 +75,56 @@ class _Climb:
         self.lab = lab
         self.blueprint = blueprint
         self.host = host
-        self.store = Store(lab.home.cache / "images")
+        self.store = store_of(lab.home)
         self.downloads = Downloads(lab.home.cache / "packages", online)
         self.log = lab.folder / "images.log"
-        self.secrets = ensure_secrets(lab.folder / "secrets.yaml", blueprint.services)
+        self.secrets = self._secrets()
 
     def run(self) -> bool:
         """Do what is left to do; returns whether anything was."""
+        finish_thaw(self.lab, self.store)
         if self._stands():
             return False
         self.lab.journal.record("stacklab.lab.planned", self.lab.name, steps=self._planned())
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self._guest)  # dpkg leaves a core free
-            if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
-                self._make_nodes(self._image())
-            self.lab.start()
-            guest = coming.result()
-        self.host = replace(self.host, kvm=kvm.prove(self.lab.home.cache, guest.kernel).works)
+        if not self._thaw():
+            self._make()
+        guest = self._guest()
         for layer in range(1, self.blueprint.target + 1):
             rendered = self._render(layer, guest)
             if not self.lab.journal.passed(rendered.applied_key):
                 self._apply(rendered)
         return True
+
+    def _thaw(self) -> bool:
+        """Put a new lab on the deepest image that matches; returns whether there was one."""
+        images = images_at_hand(self.store, self.blueprint)
+        if not images or not self._is_new():
+            return False
+        self._prove_kvm(self._guest())
+        found = deepest(self.store, self.blueprint, self.host, images)
+        if not found:
+            return False
+        restore(self.lab, self.store, found[1])
+        self.secrets = self._secrets()
+        return True
+
+    def _make(self) -> None:
+        """Have the nodes there and running; new ones start with the packages of the first layer."""
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._guest)  # dpkg leaves a core free
+            if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
+                self._make_nodes(self._image())
+            self.lab.start()
+            self._prove_kvm(coming.result())
+
+    def _is_new(self) -> bool:
+        return all(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
+
+    def _prove_kvm(self, guest: Guest) -> None:
+        self.host = replace(self.host, kvm=kvm.prove(self.lab.home.cache, guest.kernel).works)
+
+    def _secrets(self) -> dict[str, dict[str, str]]:
+        return ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
 
     def _stands(self) -> bool:
         """Whether the lab is up on its layer, as it would be rendered now, and healthy.
@@ -145,18 +149,18 @@ class _Climb:
         ]
 
     def _image(self) -> Image:
-        """The image that new nodes start from: the base, and on it the packages of all layers asked for."""
+        """The image that new nodes start from: the base, and on it the packages of the first layer."""
         journal = self.lab.journal
         with journal.step("base image"):
             base = ensure_base(
                 self.store, self.blueprint.release, host_mirror(), self.downloads.base, self.log
             )
-        packages = sorted({name for node in self.blueprint.nodes for name in self._packages(node.name)})
+        first = self.blueprint.up_to(1)
+        packages = sorted(
+            {name for node in self.blueprint.nodes for name in self.blueprint.packages(first, node)}
+        )
         with journal.step("packages"):
             return ensure_packages(self.store, base, packages, self.downloads, self.log)
-
-    def _packages(self, node: str) -> Sequence[str]:
-        return self.blueprint.packages(self.blueprint.services, self.lab.node(node))
 
     def _guest(self) -> Guest:
         """The guest, built when the cache has none."""
@@ -207,8 +211,18 @@ class _Climb:
         with journal.step(f"layer {layer} checks", key=rendered.applied_key):
             check_layer(self.lab, self.blueprint, layer)
         settings = self.lab.settings
+        is_first = settings.layer < layer  # later there is the user's own data in it
         services = tuple(service.name for service in self.blueprint.up_to(layer))
         self.lab.save(settings.model_copy(update={"layer": max(layer, settings.layer), "services": services}))
+        if is_first:
+            self._freeze(layer)
+
+    def _freeze(self, layer: int) -> None:
+        """Keep the layer as an image, unless there is one made of the same."""
+        wanted = recipe(self.blueprint, layer, self.host, images_at_hand(self.store, self.blueprint))
+        if self.store.find(LAYER, wanted) is None:
+            profile = self.blueprint.settings.profile
+            freeze(self.lab, self.store, LAYER, wanted, title=f"layer {layer} of {profile}")
 
     def _add_missing_packages(self, layer: int) -> None:
         """Install into running nodes what was not asked for when they were made."""

@@ -33,3 +33,8 @@ def remove_tree(folder: Path) -> None:
     """
     if folder.exists():
         subprocess.run(["rm", "-rf", "--one-file-system", "--", str(folder)], check=True)
+
+
+def boot_id() -> str:
+    """What the kernel calls this boot of the machine; another one after each reboot (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

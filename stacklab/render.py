@@ -42,6 +42,12 @@ class RenderedFile:
     mode: int = 0o644
 
     @property
+    def digest(self) -> str:
+        """The hash of its content, owner and mode, in hex."""
+        about = f"{self.owner} {self.group} {self.mode:o}\0".encode()
+        return hashlib.sha256(about + self.content).hexdigest()
+
+    @property
     def secret(self) -> bool:
         """Whether others on the node may not read it either."""
         return not self.mode & 0o004
@@ -77,10 +83,7 @@ class Rendered:
         digest = hashlib.sha256()
         for node, files in sorted(self.files.items()):
             for path, file in sorted(files.items()):
-                digest.update(
-                    f"{node} {path} {file.owner} {file.group} {file.mode:o} {len(file.content)}\n".encode()
-                )
-                digest.update(file.content)
+                digest.update(f"{node} {path} {file.digest}\n".encode())
         digest.update(self.playbook.encode())
         return digest.hexdigest()
 

@@ -11,8 +11,8 @@ EXAMPLES = examples("stacklab start", "stacklab start --lab blue")
 
 def start(lab: LabOption = "default", output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
     """Switch a lab on again, after `stop`, a reboot or a power cut."""
-    from stacklab.climb import start as start_lab
     from stacklab.lab import Lab
+    from stacklab.restore import start as start_lab
 
     home = Home.from_environment()
     started = Lab.open(home, lab)

@@ -1,12 +1,15 @@
 """The store of images: each whole or absent, addressed by the hash of all that went into it.
 
-    images/packages-3f9c.../image.json    what it is, what it was made of, what it stands on
-    images/packages-3f9c.../tree/         its root tree (an overlay directory where it stands on another
-    image) images/packages-3f9c.../synced        it has reached the disk
+    packages-3f9c.../image.json      what it is, what it was made of, what it stands on
+    packages-3f9c.../tree/           its root tree: whole, or an overlay directory on the images it stands on
+    layer-77ab.../nodes/NAME/        the same, for an image of a whole lab: a tree for each node
+    layer-77ab.../lab/               what else such a lab needs
+    packages-3f9c.../manifest.json   a digest of each of its files
+    packages-3f9c.../sealed          it has reached the disk
 
 An image is built in `.building-...` and renamed when it is complete. Writing gigabytes through to the disk is
-not waited for: an image that is not marked `synced` is good until the machine reboots, and dropped when found
-after that.
+not waited for: an image that is not sealed is good until the machine reboots, and counts as absent after
+that.
 """
 
 import hashlib
@@ -14,13 +17,15 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stacklab import lock
-from stacklab.files import remove_tree, write_atomically
+from stacklab.errors import UsageError
+from stacklab.files import boot_id, remove_tree, write_atomically
+from stacklab.images.digest import SEALED, seal_in_background
 
 _BUILDING = ".building-"
 
@@ -33,18 +38,39 @@ def key_of(inputs: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Image:
-    """A complete image in the store."""
+    """A complete image in the store.
+
+    kind: base, packages, guest, layer, checkpoint. stands_on: the names of the images below it, top first.
+    title: what a person knows it by. built: seconds since the epoch.
+    """
 
     kind: str
     key: str
     folder: Path
-    parent: str
     inputs: Mapping[str, Any]
+    stands_on: tuple[str, ...] = ()
+    title: str = ""
+    built: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of its folder, by which other images and labs know it."""
+        return self.folder.name
 
     @property
     def tree(self) -> Path:
         """Its root tree."""
         return self.folder / "tree"
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that it has trees of."""
+        return tuple(sorted(folder.name for folder in (self.folder / "nodes").glob("*")))
+
+    def tree_of(self, node: str) -> Path:
+        """Its tree for a node: the node's own, or the one for all."""
+        own = self.folder / "nodes" / node
+        return own if own.is_dir() else self.tree
 
 
 class Store:
@@ -55,28 +81,63 @@ class Store:
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Image | None:
         """The complete image of that kind made from exactly these inputs, or None."""
-        folder = self._folder(kind, key_of(inputs))
-        try:
-            record = json.loads((folder / "image.json").read_text())
-        except (OSError, ValueError):
-            return None
-        if record["boot"] != _boot_id() and not (folder / "synced").exists():
-            return None
-        return Image(kind, record["key"], folder, record["parent"], record["inputs"])
+        return self._read(self._folder(kind, key_of(inputs)))
+
+    def get(self, name: str) -> Image:
+        """The image whose name begins with `name`.
+
+        Raises UsageError where there is none, or more than one.
+        """
+        found = [image for image in self.all() if image.name.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        what = "no image is" if not found else f"{len(found)} images are"
+        raise UsageError(f"{what} called '{name}'", hint="stacklab images ls")
+
+    def all(self, kind: str = "") -> list[Image]:
+        """Every complete image, or those of one kind; the newest first."""
+        found = (self._read(file.parent) for file in self.folder.glob(f"{kind or '[a-z]*'}-*/image.json"))
+        return sorted((image for image in found if image), key=lambda image: -image.built)
+
+    def chain(self, image: Image) -> list[Image]:
+        """The image and those it stands on, top first. Raises UsageError when one of them is not there."""
+        return [image, *(self.get(name) for name in image.stands_on)]
+
+    def lower(self, image: Image, node: str) -> list[Path]:
+        """The root trees of a node that starts from the image, top first."""
+        return [each.tree_of(node) for each in self.chain(image)]
 
     def ensure(
-        self, kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None], parent: Image | None = None
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        build: Callable[[Path], None],
+        *,
+        parent: Image | None = None,
+        title: str = "",
     ) -> Image:
         """The image made from these inputs; `build` makes it, in the empty folder that it is given.
 
         Another process that builds the same image is waited for, and its result taken. What an interrupted
         build left behind is removed. An error of `build` is passed on, and no image is left.
         """
-        key = key_of(inputs)
-        final = self._folder(kind, key)
+        stands_on = [parent.name, *parent.stands_on] if parent else []
+        return self.add(kind, inputs, build, stands_on=stands_on, title=title)
+
+    def add(
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        build: Callable[[Path], None],
+        *,
+        stands_on: Sequence[str],
+        title: str = "",
+    ) -> Image:
+        """Like `ensure`, for an image that stands on those named in `stands_on`, top first."""
+        final = self._folder(kind, key_of(inputs))
         self.folder.mkdir(parents=True, exist_ok=True)
-        with lock.hold(self.folder / f".{final.name}.lock", f"the image {final.name}", wait=True):
-            found = self.find(kind, inputs)
+        with lock.hold(self._lock(final), f"the image {final.name}", wait=True):
+            found = self._read(final)
             if found:
                 return found
             for left in [final, *self.folder.glob(f"{_BUILDING}{final.name}-*")]:
@@ -87,42 +148,73 @@ class Store:
                 build(building)
                 record = {
                     "kind": kind,
-                    "key": key,
-                    "parent": parent.folder.name if parent else "",
+                    "key": key_of(inputs),
                     "inputs": dict(inputs),
-                    "boot": _boot_id(),
+                    "stands_on": list(stands_on),
+                    "title": title,
                     "built": time.time(),
+                    "boot": boot_id(),
                 }
                 write_atomically(building / "image.json", json.dumps(record, indent=1))
                 building.rename(final)
             finally:
                 remove_tree(building)
-        _mark_when_synced(final)
-        return Image(kind, key, final, parent.folder.name if parent else "", inputs)
+        seal_in_background(final)
+        image = self._read(final)
+        assert image is not None
+        return image
 
-    def chain(self, image: Image) -> list[Image]:
-        """The image and those it stands on, top first."""
-        found = [image]
-        while found[-1].parent:
-            folder = self.folder / found[-1].parent
+    def remove(self, image: Image) -> None:
+        """Remove an image that nothing stands on.
+
+        It is out of the way at once, whatever happens meanwhile.
+        """
+        gone = self.folder / f"{_BUILDING}{image.name}-gone"
+        with lock.hold(self._lock(image.folder), f"the image {image.name}", wait=True):
+            remove_tree(gone)
+            image.folder.rename(gone)
+            remove_tree(gone)
+
+    def leftovers(self) -> Iterator[Path]:
+        """What interrupted builds and removals left, and images that a reboot kept from reaching the disk."""
+        yield from self.folder.glob(f"{_BUILDING}*")
+        for folder in self.folder.glob("[a-z]*-*"):
+            if folder.is_dir() and self._read(folder) is None:
+                yield folder
+
+    def size(self, image: Image) -> int:
+        """What the image takes on the disk, in bytes, without those that it stands on."""
+        done = subprocess.run(
+            ["du", "--summarize", "--block-size=1", str(image.folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout.split()[0])
+
+    def name_of(self, tree: Path) -> str:
+        """The name of the image that a root tree belongs to."""
+        return tree.relative_to(self.folder).parts[0]
+
+    def _read(self, folder: Path) -> Image | None:
+        try:
             record = json.loads((folder / "image.json").read_text())
-            found.append(Image(record["kind"], record["key"], folder, record["parent"], record["inputs"]))
-        return found
+            if record["boot"] != boot_id() and not (folder / SEALED).exists():
+                return None
+            return Image(
+                record["kind"],
+                record["key"],
+                folder,
+                record["inputs"],
+                tuple(record["stands_on"]),
+                record["title"],
+                record["built"],
+            )
+        except (OSError, ValueError, KeyError):
+            return None
 
     def _folder(self, kind: str, key: str) -> Path:
         return self.folder / f"{kind}-{key[:24]}"
 
-
-def _mark_when_synced(folder: Path) -> None:
-    """Let the kernel write the image out in the background, and only then mark it."""
-    subprocess.Popen(
-        ["sh", "-c", 'sync -f "$1" && touch "$1/synced"', "sync", str(folder)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    def _lock(self, folder: Path) -> Path:
+        return self.folder / f".{folder.name}.lock"

@@ -6,11 +6,13 @@ controllers and an empty v2 tree beside them. A lab's group is `stacklab/NAME` b
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 PARENT = "stacklab"
 REMOVAL_SECONDS = 10.0
+FREEZE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,40 @@ def _delegate(top: Path) -> None:
         for name in (folder / "cgroup.controllers").read_text().split():
             with contextlib.suppress(OSError):  # busy with v1, or not to be delegated
                 (folder / "cgroup.subtree_control").write_text(f"+{name}")
+
+
+@contextlib.contextmanager
+def frozen(name: str) -> Iterator[None]:
+    """Stop every process of the lab `name` at one moment, and let them go on when the block ends.
+
+    Raises OSError where the machine has no freezer.
+    """
+    file, stop, go = _freezer(name)
+    file.write_text(stop)
+    try:
+        deadline = time.monotonic() + FREEZE_SECONDS
+        while not _is_frozen(file):
+            if time.monotonic() > deadline:
+                raise OSError(f"the processes of {name} do not freeze")
+            time.sleep(0.005)
+        yield
+    finally:
+        file.write_text(go)
+
+
+def _freezer(name: str) -> tuple[Path, str, str]:
+    """The file that freezes a lab, and what to write to it: to stop, to go on."""
+    for hierarchy in hierarchies():
+        if "freezer" in hierarchy.controllers.split(","):
+            return hierarchy.mount_point / PARENT / name / "freezer.state", "FROZEN", "THAWED"
+    top = next(hierarchy.mount_point for hierarchy in hierarchies() if hierarchy.is_v2)
+    return top / PARENT / name / "cgroup.freeze", "1", "0"
+
+
+def _is_frozen(file: Path) -> bool:
+    if file.name == "freezer.state":
+        return file.read_text().strip() == "FROZEN"
+    return "frozen 1" in (file.parent / "cgroup.events").read_text()
 
 
 def remove(name: str) -> None:

@@ -52,6 +52,8 @@ class LabSettings(BaseModel):
     nodes: tuple[Node, ...] = ()
     services: tuple[str, ...] = ()
     """The services that are up, in the order in which they came."""
+    thawing: str = ""
+    """The image that the lab is just being put on; it is to be done again when it was cut off."""
 
 
 @dataclass(frozen=True)

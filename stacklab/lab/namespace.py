@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stacklab.errors import HostUnfit, StepFailed
+from stacklab.files import boot_id
 from stacklab.lab import cgroups
 from stacklab.lab import init as lab_init
 
@@ -72,7 +73,7 @@ class Namespace:
         try:
             record = json.loads(self._record.read_text())
             pid = int(record["pid"])
-            alive = _start_time(pid) == record["started"] and record["boot"] == _boot_id()
+            alive = _start_time(pid) == record["started"] and record["boot"] == boot_id()
         except (OSError, ValueError, KeyError):
             return None
         return pid if alive else None
@@ -100,7 +101,7 @@ class Namespace:
                 f"the namespaces of the lab could not be made: {' '.join(said) or pid or 'no answer'}",
                 hint="stacklab doctor",
             )
-        record = {"pid": int(pid), "started": _start_time(int(pid)), "boot": _boot_id()}
+        record = {"pid": int(pid), "started": _start_time(int(pid)), "boot": boot_id()}
         self._record.write_text(json.dumps(record))
         self._wait_for_libvirtd()
 
@@ -149,6 +150,18 @@ class Namespace:
                 yield
             finally:
                 _call("setns", before.fileno(), _CLONE_NEWNET)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Hold every process of the lab meanwhile, all from the same moment on.
+
+        Nothing happens when it is down.
+        """
+        if self.pid() is None:
+            yield
+        else:
+            with cgroups.frozen(self._group):
+                yield
 
     def _running_pid(self) -> int:
         pid = self.pid()
@@ -211,7 +224,3 @@ def _wait_until_gone(handle: int) -> None:
         raise StepFailed(
             "the lab's processes do not end", hint="look for a process in state D: ps -eo pid,stat,args"
         )
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -24,6 +24,7 @@ from stacklab.templating import stacklab_environment
 
 NETWORKS = {"management": MANAGEMENT, "provider": PROVIDER}
 DEVICES = ("/dev/net/tun", "/dev/kvm", "/dev/vhost-net")
+CREATED = "created"
 SHUTDOWN_SECONDS = 60.0
 # systemd takes SIGRTMIN+4 for "power off" (systemd(1)); `virsh shutdown` does not reach it.
 POWEROFF_SIGNAL = "RTMIN+4"
@@ -49,6 +50,8 @@ class LxcProvider:
     def create(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
         """Mount the node's overlay on `image` (root trees, top first) and put `files` into it."""
         disk = self._disk(node)
+        if disk.exists() and not (disk / CREATED).exists():  # an earlier call was cut off
+            self.destroy(node)
         for part in ("upper", "work", "root"):
             (disk / part).mkdir(parents=True, exist_ok=True)
         (disk / "lower").write_text("\n".join(map(str, image)))
@@ -58,6 +61,7 @@ class LxcProvider:
         self._namespace.run(
             ["tar", "--extract", "--no-overwrite-dir", "--directory", str(disk / "root")], stdin=archive
         )
+        (disk / CREATED).touch()
 
     def start(self, node: Node) -> None:
         """Start the container.
@@ -109,7 +113,15 @@ class LxcProvider:
                 if self._is_alive(domain):
                     return NodeState.RUNNING
                 domain.destroy()
-        return NodeState.STOPPED if self._disk(node).is_dir() else NodeState.ABSENT
+        return NodeState.STOPPED if (self._disk(node) / CREATED).exists() else NodeState.ABSENT
+
+    def written(self, node: Node) -> Path:
+        """The upper directory of the node's overlay."""
+        return self._disk(node) / "upper"
+
+    def image(self, node: Node) -> list[Path]:
+        """The lower directories of the node's overlay, top first."""
+        return [Path(line) for line in (self._disk(node) / "lower").read_text().splitlines()]
 
     def root_view(self, node: Node) -> tuple[list[str], Path]:
         """Enter the lab's mounts, where the overlay is mounted, but keep the machine's network."""
@@ -121,8 +133,8 @@ class LxcProvider:
     def _is_alive(self, domain: libvirt.virDomain) -> bool:
         """Whether the container's controller process, whose id is the domain's, is there.
 
-        libvirtd is told of its end over a connection that it sometimes loses as the container starts (seen with
-        9.0.0), and then holds the domain for running for ever.
+        libvirtd is told of its end over a connection that it sometimes loses as the container starts (seen
+        with 9.0.0), and then holds the domain for running for ever.
         """
         return domain.isActive() and "libvirt_lxc" in self._namespace.run(
             ["cat", f"/proc/{domain.ID()}/cmdline"], check=False

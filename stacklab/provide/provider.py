@@ -54,6 +54,12 @@ class Provider(Protocol):
     def state(self, node: Node) -> NodeState:
         """What is there of the node."""
 
+    def written(self, node: Node) -> Path:
+        """The folder with what the node has written over its image, as overlay keeps it."""
+
+    def image(self, node: Node) -> list[Path]:
+        """The root trees of the image that the node's disk stands on, top first."""
+
     def root_view(self, node: Node) -> tuple[list[str], Path]:
         """A prefix for command lines, and the path by which such a command sees the node's root.
 

@@ -1,0 +1,102 @@
+"""Freezing and thawing: the state of a whole lab becomes an image, and a lab starts from one.
+
+To freeze, every process of the lab is held at the same moment, while what its nodes have written is copied:
+what a power cut at that moment would have left, and every service comes up from that. To thaw, each node gets
+an empty disk on top of the image. A thaw that is cut off is done again by whatever is done next with the lab.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stacklab.errors import StepFailed
+from stacklab.images.digest import damage
+from stacklab.images.store import Image, Store
+from stacklab.journal import STEP_PASSED
+from stacklab.lab.access import ensure_keys, identity_files
+from stacklab.lab.lab import Lab, LabSettings
+
+SECRETS = "secrets.yaml"
+SETTINGS = "lab.yaml"
+
+
+def freeze(lab: Lab, store: Store, kind: str, inputs: Mapping[str, Any], title: str = "") -> Image:
+    """The image of the lab as it is now, which is paused while it is copied (a second or so).
+
+    Raises StepFailed when the copy fails, a full disk for one; no image is left then, and the lab is
+    unharmed.
+    """
+    nodes = lab.settings.nodes
+
+    def build(folder: Path) -> None:
+        (folder / "lab").mkdir()
+        (folder / "nodes").mkdir()
+        with lab.namespace.paused():
+            for node in nodes:
+                _copy(lab.provider.written(node), folder / "nodes" / node.name)
+            for name in (SECRETS, SETTINGS):
+                shutil.copy2(lab.folder / name, folder / "lab" / name)
+
+    stands_on = dict.fromkeys(store.name_of(tree) for node in nodes for tree in lab.provider.image(node))
+    with lab.journal.step("freeze", lab.name, image=kind):
+        return store.add(kind, inputs, build, stands_on=list(stands_on), title=title)
+
+
+def thaw(lab: Lab, store: Store, image: Image) -> None:
+    """Put a lab, new or standing, on an image: what its nodes had is gone. It is off afterwards.
+
+    Raises StepFailed when the image is not what it was when it was frozen; then the lab is left as it was.
+    """
+    with lab.journal.step("thaw", lab.name, image=image.name):
+        broken = damage(image.folder)
+        if broken:
+            raise StepFailed(
+                f"the image {image.name} is damaged: {len(broken)} of its files are not what they were",
+                detail="\n".join(broken[:20]),
+                hint=f"stacklab images rm {image.name}",
+            )
+        chain = store.chain(image)
+        frozen = LabSettings.model_validate(yaml.safe_load((image.folder / "lab" / SETTINGS).read_text()))
+        settings = lab.settings.model_copy(
+            update={"thawing": image.name, "layer": frozen.layer, "services": frozen.services}
+        )
+        lab.save(settings)
+        lab.namespace.stop()
+        lab.journal.forget("layer-")
+        shutil.copy2(image.folder / "lab" / SECRETS, lab.folder / SECRETS)
+        ensure_keys(lab, settings.nodes)
+        lab.namespace.start()
+        for node in settings.nodes:
+            lab.provider.destroy(node)
+            lab.provider.create(node, [each.tree_of(node.name) for each in chain], identity_files(lab, node))
+        lab.save(settings.model_copy(update={"thawing": ""}))
+
+
+def finish_thaw(lab: Lab, store: Store) -> None:
+    """Do a thaw again that was cut off; nothing happens where there was none."""
+    if lab.settings.thawing:
+        thaw(lab, store, store.get(lab.settings.thawing))
+
+
+def record_layers(lab: Lab, keys: Mapping[str, str]) -> None:
+    """Record that layers are up and checked, because the image that the lab was put on holds them.
+
+    keys: by the name of the layer's step, the key that `up` asks the journal for.
+    """
+    for name, key in keys.items():
+        lab.journal.record(STEP_PASSED, lab.name, name=name, key=key, seconds=0.0)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy an overlay directory with everything that overlay keeps in it.
+
+    Devices, links, extended attributes.
+    """
+    argv = ["cp", "--archive", "--reflink=auto", "--no-target-directory", str(source), str(target)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StepFailed(f"copying {source.parent.name}'s disk failed", detail=done.stderr[-2000:])

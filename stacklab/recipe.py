@@ -1,0 +1,79 @@
+"""What the image of a layer is made of. Two labs whose recipes are equal can share it.
+
+A recipe is independent of the lab: names and passwords are placeholders in it. It holds a digest of every
+file and step of the layer, so that a change in one service's template is told from all others, and leaves the
+layers below it as they are.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stacklab.blueprint import Blueprint
+from stacklab.home import data_dir
+from stacklab.images.base import base_inputs
+from stacklab.images.store import Image, Store
+from stacklab.lab.secrets import placeholder_secrets
+from stacklab.render import HostFacts, Renderer
+
+LAYER = "layer"
+# What brings a layer up, beside what is rendered for it.
+LIFECYCLE = ("playbooks", "templates/nodes", "templates/playbooks", "templates/images")
+
+
+def recipe(blueprint: Blueprint, layer: int, host: HostFacts, images: Mapping[str, Path]) -> dict[str, Any]:
+    """The inputs of the image of one layer, as plain JSON values. images: as for the Renderer."""
+    secrets = placeholder_secrets(Path("/nonexistent"), blueprint.services)
+    rendered = Renderer("lab", blueprint, secrets, host, images=images).layer(layer)
+    services = blueprint.up_to(layer)
+    return {
+        "layer": layer,
+        "base": base_inputs(blueprint.release),
+        "services": [service.name for service in services],
+        "nodes": [
+            {"name": node.name, "address": node.address, "roles": list(node.roles)}
+            for node in blueprint.nodes
+        ],
+        "packages": {node.name: list(blueprint.packages(services, node)) for node in blueprint.nodes},
+        "files": {
+            node: {path: file.digest for path, file in files.items()}
+            for node, files in rendered.files.items()
+        },
+        "lifecycle": _lifecycle(),
+    }
+
+
+def deepest(
+    store: Store, blueprint: Blueprint, host: HostFacts, images: Mapping[str, Path]
+) -> tuple[int, Image] | None:
+    """The highest layer up to the target that an image is there for, with the image.
+
+    None where there is none.
+    """
+    for layer in range(blueprint.target, 0, -1):
+        image = store.find(LAYER, recipe(blueprint, layer, host, images))
+        if image:
+            return layer, image
+    return None
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """What differs between two recipes, in words: why an image that is there does not match."""
+    for key in sorted({*old, *new}):
+        place = f"{where} {key}".strip()
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from changes(before, after, place)
+        elif before != after:
+            word = "is new" if before is None else "is gone" if after is None else "changed"
+            yield f"{place} {word}"
+
+
+def _lifecycle() -> str:
+    digest = hashlib.sha256()
+    for folder in LIFECYCLE:
+        for file in sorted((data_dir() / folder).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(data_dir())}\0".encode() + file.read_bytes())
+    return digest.hexdigest()

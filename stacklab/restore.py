@@ -1,0 +1,126 @@
+"""Putting a lab back: on after it was off, down to a layer, or onto any image.
+
+Each ends when its cloud answers.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.check import look
+from stacklab.errors import StepFailed, UsageError
+from stacklab.freeze import finish_thaw, record_layers, thaw
+from stacklab.home import Home
+from stacklab.host.checks import host_facts
+from stacklab.images.guest import FILE as GUEST_FILE
+from stacklab.images.guest import Guest, guest_inputs
+from stacklab.images.store import Image, Store
+from stacklab.journal import Listener
+from stacklab.lab.access import ssh_options
+from stacklab.lab.lab import Lab
+from stacklab.lab.secrets import ensure_secrets
+from stacklab.recipe import LAYER, changes, recipe
+from stacklab.render import Renderer
+
+ANSWER_SECONDS = 300.0
+POLL_SECONDS = 0.2
+
+
+def store_of(home: Home) -> Store:
+    """The images of this machine."""
+    return Store(home.cache / "images")
+
+
+def images_at_hand(store: Store, blueprint: Blueprint) -> dict[str, Path]:
+    """The image files that stacklab has for services to upload, by name: the guest, once it is built."""
+    guest = store.find("guest", guest_inputs(blueprint.release.pockets))
+    return {GUEST_FILE: Guest.at(guest.folder).disk} if guest else {}
+
+
+def start(lab: Lab, listener: Listener) -> None:
+    """Start a lab that is off, and return when its cloud answers; what runs already is left alone.
+
+    Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s.
+    """
+    with lab.locked():
+        lab.journal.subscribe(listener)
+        finish_thaw(lab, store_of(lab.home))
+        lab.start()
+        await_cloud(lab)
+
+
+def down(lab: Lab, layer: int, listener: Listener) -> None:
+    """Put a lab back on a layer that was frozen when it came up, whatever has happened above it.
+
+    Raises UsageError when the lab does not stand on or above that layer, or has no image of it any more.
+    """
+    with lab.locked():
+        lab.journal.subscribe(listener)
+        store = store_of(lab.home)
+        finish_thaw(lab, store)
+        if not 1 <= layer <= lab.settings.layer:
+            raise UsageError(
+                f"lab '{lab.name}' stands on layer {lab.settings.layer} and cannot step down to {layer}",
+                hint=f"stacklab up --layer {max(layer, 1)} --lab {lab.name}",
+            )
+        whole = resolve(lab, UpRequest(lab=lab.name))
+        blueprint = replace(whole, target=layer, cuts=whole.cuts[:layer])
+        restore(lab, store, _image_of(lab, store, blueprint))
+
+
+def restore(lab: Lab, store: Store, image: Image) -> None:
+    """Put a lab on an image, and return when its cloud answers."""
+    thaw(lab, store, image)
+    lab.start()
+    await_cloud(lab)
+    if lab.settings.layer:
+        record_layers(lab, applied_keys(lab, store))
+
+
+def await_cloud(lab: Lab) -> None:
+    """Wait until a lab's cloud answers; one that has no layer yet is not waited for."""
+    if not lab.settings.layer:
+        return
+    blueprint = resolve(lab, UpRequest(lab=lab.name))
+    with lab.journal.step("the cloud answers", lab.name):
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while missing := look(lab, blueprint):
+            if time.monotonic() > deadline:
+                raise StepFailed(
+                    f"the cloud does not answer after {ANSWER_SECONDS:.0f} s",
+                    detail="\n".join(missing),
+                    hint=f"stacklab logs SERVICE --lab {lab.name}",
+                )
+            time.sleep(POLL_SECONDS)
+
+
+def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:
+    """By the name of its step, the key by which `up` knows that a layer of the lab is as it should be."""
+    blueprint = resolve(lab, UpRequest(lab=lab.name))
+    secrets = ensure_secrets(lab.folder / "secrets.yaml", blueprint.services)
+    renderer = Renderer(
+        lab.name,
+        blueprint,
+        secrets,
+        host_facts(lab.home),
+        ssh_options(lab),
+        images_at_hand(store, blueprint),
+    )
+    layers = range(1, blueprint.target + 1)
+    return {f"layer {layer} checks": renderer.layer(layer).applied_key for layer in layers}
+
+
+def _image_of(lab: Lab, store: Store, blueprint: Blueprint) -> Image:
+    wanted = recipe(blueprint, blueprint.target, host_facts(lab.home), images_at_hand(store, blueprint))
+    image = store.find(LAYER, wanted)
+    if image is None:
+        others = [other for other in store.all(LAYER) if other.inputs["layer"] == blueprint.target]
+        why = "\n".join(changes(others[0].inputs, wanted)) if others else "no image of this layer is there"
+        raise UsageError(
+            f"there is no image of layer {blueprint.target} as this lab has it",
+            detail=why,
+            hint=f"stacklab destroy --lab {lab.name}, then up --layer {blueprint.target}",
+        )
+    return image
