@@ -32,7 +32,7 @@ from stacklab.lab.secrets import ensure_secrets
 from stacklab.provide.provider import NodeState
 from stacklab.recipe import LAYER, deepest, recipe
 from stacklab.render import HostFacts, Rendered, Renderer
-from stacklab.restore import images_at_hand, restore, store_of
+from stacklab.restore import images_at_hand, restore, start_and_await, store_of
 from stacklab.run import run_playbook
 
 
@@ -114,7 +114,7 @@ class _Climb:
             coming = pool.submit(self._guest)  # dpkg leaves a core free
             if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
                 self._make_nodes(self._image())
-            self.lab.start()
+            start_and_await(self.lab)
             self._prove_kvm(coming.result())
 
     def _is_new(self) -> bool:

@@ -6,10 +6,11 @@ Each ends when its cloud answers.
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
-from stacklab.check import look
+from stacklab.check import look_after_start
 from stacklab.errors import StepFailed, UsageError
 from stacklab.freeze import finish_thaw, record_layers, thaw
 from stacklab.home import Home
@@ -47,8 +48,7 @@ def start(lab: Lab, listener: Listener) -> None:
     with lab.locked():
         lab.journal.subscribe(listener)
         finish_thaw(lab, store_of(lab.home))
-        lab.start()
-        await_cloud(lab)
+        start_and_await(lab)
 
 
 def down(lab: Lab, layer: int, listener: Listener) -> None:
@@ -73,20 +73,22 @@ def down(lab: Lab, layer: int, listener: Listener) -> None:
 def restore(lab: Lab, store: Store, image: Image) -> None:
     """Put a lab on an image, and return when its cloud answers."""
     thaw(lab, store, image)
-    lab.start()
-    await_cloud(lab)
+    start_and_await(lab)
     if lab.settings.layer:
         record_layers(lab, applied_keys(lab, store))
 
 
-def await_cloud(lab: Lab) -> None:
-    """Wait until a lab's cloud answers; one that has no layer yet is not waited for."""
+def start_and_await(lab: Lab) -> None:
+    """Start what does not run, and wait until the cloud answers, if the lab has one yet."""
+    started = datetime.now(UTC)
+    if not lab.start():
+        started = datetime.fromtimestamp(0, UTC)
     if not lab.settings.layer:
         return
     blueprint = resolve(lab, UpRequest(lab=lab.name))
     with lab.journal.step("the cloud answers", lab.name):
         deadline = time.monotonic() + ANSWER_SECONDS
-        while missing := look(lab, blueprint):
+        while missing := look_after_start(lab, blueprint, started):
             if time.monotonic() > deadline:
                 raise StepFailed(
                     f"the cloud does not answer after {ANSWER_SECONDS:.0f} s",

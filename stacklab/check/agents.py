@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from stacklab.check.cloud import Cloud
@@ -9,6 +10,8 @@ from stacklab.check.result import Checking, Unmet, ask
 from stacklab.check.units import units_on
 from stacklab.model.service import Service
 from stacklab.provide.provider import Node
+
+_NEVER = datetime(1970, 1, 1)  # naive, as the API's times are: UTC
 
 # They report every 10 s (Nova) or 30 s (Neutron); after a start, the last report before it may count as dead.
 ALIVE_SECONDS = 75.0
@@ -69,6 +72,20 @@ def wanted_agents(services: Iterable[Service], nodes: Iterable[Node], kind: str)
         for unit in units
         if unit in REPORTING[kind]
     ]
+
+
+def silent_since(cloud: Cloud, moment: datetime) -> list[str]:
+    """The compute services that have not reported since `moment`, in words; for use in the lab's network.
+
+    After a start the API calls them up for a minute, by what they reported before they were stopped.
+    """
+    moment = moment.astimezone(UTC).replace(tzinfo=None)
+    reported = {
+        _agent(each): datetime.fromisoformat(each["updated_at"] or "1970-01-01")
+        for each in cloud.api.get("compute", "/os-services")["services"]
+    }
+    wanted = wanted_agents(cloud.services, cloud.blueprint.nodes, "compute")
+    return [f"{agent} has not reported yet" for agent in wanted if reported.get(agent, _NEVER) < moment]
 
 
 def _compute(cloud: Cloud) -> dict[Agent, bool]:

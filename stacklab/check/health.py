@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 
 from stacklab.blueprint import Blueprint
+from stacklab.check.agents import silent_since
 from stacklab.check.api import Api, request
+from stacklab.check.cloud import Cloud
 from stacklab.check.result import Unmet
 from stacklab.check.units import unit_problems, units_on
 from stacklab.errors import StepFailed
@@ -45,6 +48,19 @@ def look(lab: Lab, blueprint: Blueprint) -> list[str]:
             return ask_all(questions)
     except StepFailed as error:
         return [error.message]
+
+
+def look_after_start(lab: Lab, blueprint: Blueprint, moment: datetime) -> list[str]:
+    """What is wrong with a lab started at `moment`: as `look` finds it, and who has not reported since."""
+    missing = look(lab, blueprint)
+    types = {endpoint.type for service in blueprint.services for endpoint in service.identity.services}
+    if missing or "compute" not in types:
+        return missing
+    try:
+        with lab.namespace.network():
+            return silent_since(Cloud.of(lab, blueprint, blueprint.target), moment)
+    except (Unmet, StepFailed) as error:
+        return [str(error)]
 
 
 def ask_all(questions: Sequence[Callable[[], list[str]]]) -> list[str]:

@@ -146,19 +146,20 @@ class Lab:
         nodes = {node.name: self.provider.state(node) for node in settings.nodes}
         return LabStatus(self.name, self.namespace.pid() is not None, settings, nodes)
 
-    def start(self) -> None:
-        """Start the lab's namespaces and nodes; what runs already is left alone. SSH answers at the end."""
+    def start(self) -> bool:
+        """Start the lab's namespaces and nodes, and wait for SSH; returns whether a node was started."""
         from stacklab.lab.access import wait_for_ssh
 
         if self.namespace.pid() is None:
             with self.journal.step("namespaces", self.name):
                 self.namespace.start()
-        for node in self.settings.nodes:
-            if self.provider.state(node) is NodeState.STOPPED:
-                with self.journal.step("node", node.name):
-                    self.provider.start(node)
-                    wait_for_ssh(self, node)
-                self.journal.record("stacklab.node.started", node.name)
+        stopped = [node for node in self.settings.nodes if self.provider.state(node) is NodeState.STOPPED]
+        for node in stopped:
+            with self.journal.step("node", node.name):
+                self.provider.start(node)
+                wait_for_ssh(self, node)
+            self.journal.record("stacklab.node.started", node.name)
+        return bool(stopped)
 
     def stop(self) -> None:
         """Shut the nodes down in order, then end the lab's processes. Its disks stay."""
@@ -215,10 +216,10 @@ class Lab:
         return self.namespace.enter_command(argv, network_only=True)
 
     def ssh_command(self, node: str, argv: Sequence[str] = ()) -> list[str]:
-        """The command line that logs in to the node as root, or runs `argv` there."""
+        """The command line that logs in to the node as root, or runs `argv` there: words, or one shell text."""
         from stacklab.lab.access import ssh_options
 
-        remote = [shlex.join(argv)] if argv else []
+        remote = [shlex.join(argv) if len(argv) > 1 else argv[0]] if argv else []
         return self.enter_command(["ssh", *ssh_options(self), f"root@{self.node(node).address}", *remote])
 
     def logs_command(self, units: Sequence[str], *, follow: bool = False, node: str = "") -> list[str]:
