@@ -10,11 +10,15 @@ from typer.core import TyperGroup
 
 from stacklab import __version__
 from stacklab.cli import (
+    checkpoint,
+    clone,
     destroy,
     doctor,
+    down,
     events,
     exec_,
     graph,
+    images,
     list_,
     logs,
     plan,
@@ -114,6 +118,10 @@ app.command("logs", epilog=logs.EXAMPLES, rich_help_panel=_LOOK)(logs.logs)
 app.command("events", epilog=events.EXAMPLES, rich_help_panel=_LOOK)(events.events)
 app.command("stop", epilog=stop.EXAMPLES, rich_help_panel=_KEEP)(stop.stop)
 app.command("start", epilog=start.EXAMPLES, rich_help_panel=_KEEP)(start.start)
+app.command("down", epilog=down.EXAMPLES, rich_help_panel=_KEEP)(down.down)
+app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel=_KEEP)
+app.command("clone", epilog=clone.EXAMPLES, rich_help_panel=_KEEP)(clone.clone)
+app.add_typer(images.app, name="images", rich_help_panel=_KNOW)
 app.command("destroy", epilog=destroy.EXAMPLES, rich_help_panel=_KEEP)(destroy.destroy)
 app.command("services", epilog=services.EXAMPLES, rich_help_panel=_KNOW)(services.services)
 app.command("profiles", epilog=profiles.EXAMPLES, rich_help_panel=_KNOW)(profiles.profiles)

@@ -216,7 +216,10 @@ class Lab:
         return self.namespace.enter_command(argv, network_only=True)
 
     def ssh_command(self, node: str, argv: Sequence[str] = ()) -> list[str]:
-        """The command line that logs in to the node as root, or runs `argv` there: words, or one shell text."""
+        """The command line that logs in to the node as root, or runs `argv` there.
+
+        Words, or one shell text.
+        """
         from stacklab.lab.access import ssh_options
 
         remote = [shlex.join(argv) if len(argv) > 1 else argv[0]] if argv else []

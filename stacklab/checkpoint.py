@@ -1,0 +1,108 @@
+"""Checkpoints: points in time of a lab that the user names, with all data.
+
+And clones, which start from one.
+"""
+
+import time
+from collections.abc import Sequence
+
+from stacklab.blueprint import UpRequest
+from stacklab.errors import UsageError
+from stacklab.freeze import finish_thaw, freeze
+from stacklab.images.store import Image, Store
+from stacklab.journal import Listener
+from stacklab.lab.lab import NAME, NAME_WORDS, Lab
+from stacklab.restore import restore, store_of
+
+CHECKPOINT = "checkpoint"
+
+
+def save(lab: Lab, name: str, listener: Listener) -> Image:
+    """Keep the lab as it is now; it runs on. Raises UsageError for a name that is taken or cannot be one."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"'{name}' cannot be the name of a checkpoint: {NAME_WORDS}")
+    store = store_of(lab.home)
+    with lab.locked():
+        lab.journal.subscribe(listener)
+        finish_thaw(lab, store)
+        if any(image.inputs["name"] == name for image in checkpoints(lab, store)):
+            raise UsageError(
+                f"lab '{lab.name}' has a checkpoint '{name}' already",
+                hint=f"stacklab checkpoint rm {name} --lab {lab.name}",
+            )
+        return _freeze(lab, store, name)
+
+
+def restore_checkpoint(lab: Lab, name: str, listener: Listener) -> None:
+    """Put the lab back on a checkpoint: what came after it is gone."""
+    store = store_of(lab.home)
+    with lab.locked():
+        lab.journal.subscribe(listener)
+        restore(lab, store, find(lab, store, name))
+
+
+def remove(lab: Lab, name: str) -> None:
+    """Forget a checkpoint. Raises UsageError while a lab stands on it."""
+    from stacklab.images.usage import remove_unused
+
+    store = store_of(lab.home)
+    with lab.locked():
+        remove_unused(lab.home, store, find(lab, store, name))
+
+
+def checkpoints(lab: Lab, store: Store) -> list[Image]:
+    """The checkpoints of a lab, the newest first."""
+    return [
+        image for image in store.all(CHECKPOINT) if image.inputs["lab"] == lab.name and image.inputs["name"]
+    ]
+
+
+def find(lab: Lab, store: Store, name: str) -> Image:
+    """A checkpoint by its name. Raises UsageError where there is none."""
+    known = {image.inputs["name"]: image for image in checkpoints(lab, store)}
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise UsageError(f"lab '{lab.name}' has no checkpoint '{name}'; there is: {there}")
+    return known[name]
+
+
+def clone(source: Lab, names: Sequence[str], listener: Listener, *, new_secrets: bool = False) -> list[Lab]:
+    """Make labs that are copies of one, side by side with it; each shares all that it does not change.
+
+    new_secrets: give each passwords of its own, which brings all its services up anew.
+    Raises UsageError before anything is made when a name is taken.
+    """
+    store = store_of(source.home)
+    labs = [Lab(source.home, name) for name in names]
+    for lab in labs:
+        if lab.exists and not lab.settings.thawing:
+            raise UsageError(
+                f"there is a lab '{lab.name}' already", hint=f"stacklab destroy --lab {lab.name}"
+            )
+    with source.locked():
+        source.journal.subscribe(listener)
+        finish_thaw(source, store)
+        image = _freeze(source, store, "")
+        settings = source.settings
+    for lab in labs:
+        with lab.locked():
+            lab.journal.subscribe(listener)
+            lab.save(settings.model_copy(update={"thawing": image.name}))
+            restore(lab, store, image)
+            if new_secrets:
+                (lab.folder / "secrets.yaml").unlink()
+        if new_secrets:
+            _bring_up(lab, listener)
+    return labs
+
+
+def _bring_up(lab: Lab, listener: Listener) -> None:
+    from stacklab.climb import up
+
+    up(lab.home, UpRequest(lab=lab.name, offline=True), listener)
+
+
+def _freeze(lab: Lab, store: Store, name: str) -> Image:
+    inputs = {"lab": lab.name, "name": name, "time": time.time()}
+    title = f"{lab.name}: {name}" if name else f"{lab.name}, cloned"
+    return freeze(lab, store, CHECKPOINT, inputs, title=title)

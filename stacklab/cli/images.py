@@ -1,0 +1,143 @@
+"""`stacklab images`: what the cache holds."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stacklab.cli.options import Output, OutputOption, Verbose, examples
+from stacklab.cli.screen import print_json, print_table
+from stacklab.home import Home
+
+EXAMPLES = examples(
+    "stacklab images ls",
+    "stacklab images export layer-90c2 layer-1.stacklab",
+    "stacklab images import layer-1.stacklab",
+    "stacklab images verify",
+    "stacklab images prune",
+)
+app = typer.Typer(no_args_is_help=True, help="See and move the images that labs start from.", epilog=EXAMPLES)
+
+Name = Annotated[str, typer.Argument(metavar="IMAGE", help="The image's name, or its beginning.")]
+MIB = 2**20
+
+
+@app.command("ls")
+def list_(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
+    """List the images: size on the disk, age, what each is, and what needs it."""
+    from stacklab.images.usage import users
+    from stacklab.restore import store_of
+
+    home = Home.from_environment()
+    store = store_of(home)
+    needed = users(home, store)
+    images: list[dict[str, Any]] = []
+    for image in store.all():
+        own = store.size(image)
+        shared = sum(store.size(below) for below in store.chain(image)[1:])
+        images.append(
+            {
+                "name": image.name,
+                "kind": image.kind,
+                "title": image.title,
+                "own_bytes": own,
+                "shared_bytes": shared,
+                "built": image.built,
+                "used_by": needed[image.name],
+            }
+        )
+    if output is Output.JSON:
+        print_json(images)
+        return
+    rows = [
+        [
+            each["name"],
+            each["title"] or each["kind"],
+            f"{each['own_bytes'] / MIB:.0f} MiB",
+            f"{each['shared_bytes'] / MIB:.0f} MiB",
+            f"{datetime.fromtimestamp(each['built']):%Y-%m-%d %H:%M}",
+            ", ".join(each["used_by"]) or "nothing",
+        ]
+        for each in images
+    ]
+    print_table(["name", "what", "own", "shared", "built", "used by"], rows)
+
+
+@app.command("rm")
+def remove(name: Name, output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
+    """Remove an image that nothing needs."""
+    from stacklab.images.usage import remove_unused
+    from stacklab.restore import store_of
+
+    home = Home.from_environment()
+    store = store_of(home)
+    image = store.get(name)
+    remove_unused(home, store, image)
+    typer.echo(f"{image.name} is gone.")
+
+
+@app.command("prune")
+def prune(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
+    """Remove all that no lab, no image and no named checkpoint needs."""
+    from stacklab.images import usage
+    from stacklab.restore import store_of
+
+    home = Home.from_environment()
+    gone = usage.prune(home, store_of(home))
+    if output is Output.JSON:
+        print_json(gone)
+    else:
+        typer.echo("\n".join(gone) or "There was nothing to remove.")
+
+
+@app.command("verify")
+def verify(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
+    """Check every file of every image against what it was when the image was made."""
+    from stacklab.errors import StepFailed
+    from stacklab.images.digest import damage
+    from stacklab.restore import store_of
+
+    store = store_of(Home.from_environment())
+    broken = {image.name: damage(image.folder) for image in store.all()}
+    if output is Output.JSON:
+        print_json(broken)
+    else:
+        print_table(
+            ["image", "state"], [[name, "damaged" if paths else "whole"] for name, paths in broken.items()]
+        )
+    damaged = [f"{name}: {path}" for name, paths in broken.items() for path in paths]
+    if damaged:
+        raise StepFailed(
+            "images are damaged", detail="\n".join(damaged[:40]), hint="stacklab images rm IMAGE"
+        )
+
+
+@app.command("export")
+def export(
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    output: OutputOption = Output.TABLE,
+    verbose: Verbose = False,
+) -> None:
+    """Write an image, with all that it stands on, into one file."""
+    from stacklab.images.transfer import export_image
+    from stacklab.restore import store_of
+
+    store = store_of(Home.from_environment())
+    images = export_image(store, store.get(name), file)
+    typer.echo(f"{file}: {', '.join(image.name for image in images)}, {file.stat().st_size / MIB:.0f} MiB")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `images export` wrote.")],
+    output: OutputOption = Output.TABLE,
+    verbose: Verbose = False,
+) -> None:
+    """Take images from a file, after checking each of their files."""
+    from stacklab.images.transfer import import_images
+    from stacklab.restore import store_of
+
+    taken = import_images(store_of(Home.from_environment()), file)
+    typer.echo("\n".join(taken) or "All of it was here already.")

@@ -1,0 +1,78 @@
+"""Images as one file: to a colleague, or into a CI runner, who thaw a lab without building anything.
+
+The file is a tar archive with the image, all that it stands on and the guest, each with its manifest. An
+import checks every file against it before the image takes its place in the store.
+"""
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from stacklab.errors import StepFailed, UsageError
+from stacklab.files import remove_tree
+from stacklab.images.digest import MANIFEST, SEALED, damage, seal
+from stacklab.images.store import Image, Store
+
+# Overlay's whiteouts and its marks of replaced folders are devices and extended attributes.
+_TAR = ("tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
+
+
+def export_image(store: Store, image: Image, file: Path) -> list[Image]:
+    """Write an image, with all that a lab on it needs, into one file; returns what went in.
+
+    Raises StepFailed when it cannot be written; no half file is left.
+    """
+    images = [*store.chain(image), *store.all("guest")[:1]]
+    for each in images:
+        if not (each.folder / SEALED).exists():
+            seal(each.folder)
+    pending = file.with_name(f".{file.name}.part")
+    names = [each.name for each in images]
+    done = subprocess.run(
+        [*_TAR, "--create", "--file", str(pending), "--directory", str(store.folder), *names],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pending.unlink(missing_ok=True)
+        raise StepFailed(f"{file} could not be written", detail=done.stderr[-2000:])
+    pending.rename(file)
+    return images
+
+
+def import_images(store: Store, file: Path) -> list[str]:
+    """Take the images in a file into the store; returns the names of those that were not there yet.
+
+    Raises UsageError for a file that is none of ours or whose content is not what was exported; then nothing
+    of it is kept.
+    """
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}")
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store.folder, prefix=".building-import-") as folder:
+        unpacked = Path(folder)
+        done = subprocess.run(
+            [*_TAR, "--extract", "--file", str(file), "--directory", folder],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        images = sorted(path for path in unpacked.iterdir() if (path / "image.json").is_file())
+        if done.returncode != 0 or not images:
+            remove_tree(unpacked)
+            unpacked.mkdir()
+            raise UsageError(f"{file} is no file of images, or is cut short", detail=done.stderr[-2000:])
+        broken = [f"{path.name}/{name}" for path in images for name in _damage(path)]
+        if broken:
+            raise UsageError(f"{file} is damaged", detail="\n".join(broken[:20]))
+        taken = [path for path in images if not (store.folder / path.name).exists()]
+        for path in taken:
+            path.rename(store.folder / path.name)
+        remove_tree(unpacked)
+        unpacked.mkdir()
+    return [path.name for path in taken]
+
+
+def _damage(folder: Path) -> list[str]:
+    return damage(folder) if (folder / MANIFEST).is_file() else [MANIFEST]

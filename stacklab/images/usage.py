@@ -1,0 +1,60 @@
+"""Who uses an image, and what can go: an image stays while a lab or another image stands on it."""
+
+from collections.abc import Mapping
+
+from stacklab.errors import UsageError
+from stacklab.files import remove_tree
+from stacklab.home import Home
+from stacklab.images.store import Image, Store
+from stacklab.lab.lab import Lab
+
+
+def users(home: Home, store: Store) -> Mapping[str, list[str]]:
+    """By the name of an image, what stands on it, in words: labs and images."""
+    found: dict[str, list[str]] = {image.name: [] for image in store.all()}
+    for image in store.all():
+        for below in image.stands_on:
+            found.setdefault(below, []).append(f"image {image.name}")
+    for lab in Lab.all(home):
+        for name in sorted(images_of(lab, store)):
+            found.setdefault(name, []).append(f"lab {lab.name}")
+    return found
+
+
+def images_of(lab: Lab, store: Store) -> set[str]:
+    """The names of the images that a lab stands on, or is being put on."""
+    trees = {tree for node in lab.settings.nodes for tree in lab.provider.image(node)}
+    names = {store.name_of(tree) for tree in trees if tree.is_relative_to(store.folder)}
+    return names | ({lab.settings.thawing} - {""})
+
+
+def remove_unused(home: Home, store: Store, image: Image) -> None:
+    """Remove an image. Raises UsageError, with who needs it, when something stands on it."""
+    needed = users(home, store)[image.name]
+    if needed:
+        raise UsageError(f"{image.name} is needed", detail="\n".join(needed))
+    store.remove(image)
+
+
+def prune(home: Home, store: Store) -> list[str]:
+    """Remove what nothing needs, and return the names.
+
+    Checkpoints with a name stay, and so do the newest guest and, of each recipe's kind, the images that a lab
+    or another image stands on. What interrupted builds left goes, too.
+    """
+    gone = [folder.name for folder in store.leftovers()]
+    for folder in list(store.leftovers()):
+        remove_tree(folder)
+    newest_guest = next(iter(store.all("guest")), None)
+    while True:
+        needed = users(home, store)
+        unused = [
+            image
+            for image in store.all()
+            if not needed[image.name] and not image.inputs.get("name") and image != newest_guest
+        ]
+        if not unused:
+            return gone
+        for image in unused:
+            store.remove(image)
+            gone.append(image.name)
