@@ -20,7 +20,9 @@ def clone(
     destination: Annotated[
         str, typer.Argument(metavar="DST", help="The name of the copy; with --count, of DST-1, DST-2, ...")
     ],
-    count: Annotated[int, typer.Option("--count", min=1, metavar="K", help="How many copies to make.")] = 0,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, metavar="K", help="How many copies to make.")
+    ] = None,
     new_secrets: Annotated[
         bool, typer.Option("--new-secrets", help="Give each passwords of its own.")
     ] = False,

@@ -78,13 +78,19 @@ def remove(name: Name, output: OutputOption = Output.TABLE, verbose: Verbose = F
 
 
 @app.command("prune")
-def prune(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
-    """Remove all that no lab, no image and no named checkpoint needs."""
+def prune(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what the next lab could start from.")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+    verbose: Verbose = False,
+) -> None:
+    """Remove what nothing needs: outdated images, and what interrupted builds left."""
     from stacklab.images import usage
     from stacklab.restore import store_of
 
     home = Home.from_environment()
-    gone = usage.prune(home, store_of(home))
+    gone = usage.prune(home, store_of(home), everything=everything)
     if output is Output.JSON:
         print_json(gone)
     else:

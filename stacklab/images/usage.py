@@ -36,22 +36,23 @@ def remove_unused(home: Home, store: Store, image: Image) -> None:
     store.remove(image)
 
 
-def prune(home: Home, store: Store) -> list[str]:
+def prune(home: Home, store: Store, *, everything: bool = False) -> list[str]:
     """Remove what nothing needs, and return the names.
 
-    Checkpoints with a name stay, and so do the newest guest and, of each recipe's kind, the images that a lab
-    or another image stands on. What interrupted builds left goes, too.
+    What a lab or another image stands on stays, checkpoints with a name, and the newest image of each title,
+    from which the next lab may start; `everything` takes these last ones, too. What interrupted builds left
+    goes.
     """
     gone = [folder.name for folder in store.leftovers()]
     for folder in list(store.leftovers()):
         remove_tree(folder)
-    newest_guest = next(iter(store.all("guest")), None)
+    newest = {} if everything else {(image.kind, image.title): image.name for image in reversed(store.all())}
     while True:
         needed = users(home, store)
         unused = [
             image
             for image in store.all()
-            if not needed[image.name] and not image.inputs.get("name") and image != newest_guest
+            if not needed[image.name] and not image.inputs.get("name") and image.name not in newest.values()
         ]
         if not unused:
             return gone
