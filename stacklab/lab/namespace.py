@@ -101,14 +101,13 @@ class Namespace:
                 f"the namespaces of the lab could not be made: {' '.join(said) or pid or 'no answer'}",
                 hint="stacklab doctor",
             )
-        record = {"pid": int(pid), "started": _start_time(int(pid)), "boot": boot_id()}
-        self._record.write_text(json.dumps(record))
         self._wait_for_libvirtd()
 
     def stop(self) -> None:
         """End every process of the lab, its mounts and its network, and remove its control groups."""
         pid = self.pid()
         if pid is not None:
+            cgroups.unfreeze(self._group)  # a frozen process does not even die
             handle = os.pidfd_open(pid)
             try:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -185,7 +184,9 @@ class Namespace:
             cgroups.join(self._group, os.getpid())
             _call("unshare", _CLONE_NEW)
             pid = os.fork()
-            if pid != 0:
+            if pid != 0:  # written here, not by the caller, who may be killed at any moment
+                record = {"pid": pid, "started": _start_time(pid), "boot": boot_id()}
+                self._record.write_text(json.dumps(record))
                 os.write(ready, f"{pid}\n".encode())
                 os._exit(0)
             os.set_inheritable(ready, True)
