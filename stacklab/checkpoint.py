@@ -12,7 +12,7 @@ from stacklab.freeze import finish_thaw, freeze
 from stacklab.images.store import Image, Store
 from stacklab.journal import Listener
 from stacklab.lab.lab import NAME, NAME_WORDS, Lab
-from stacklab.restore import restore, store_of
+from stacklab.restore import applied_keys, made_of, restore, store_of
 
 CHECKPOINT = "checkpoint"
 
@@ -22,7 +22,7 @@ def save(lab: Lab, name: str, listener: Listener) -> Image:
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' cannot be the name of a checkpoint: {NAME_WORDS}")
     store = store_of(lab.home)
-    with lab.locked():
+    with lab.locked(), store.kept():
         lab.journal.subscribe(listener)
         finish_thaw(lab, store)
         if any(image.inputs["name"] == name for image in checkpoints(lab, store)):
@@ -36,7 +36,7 @@ def save(lab: Lab, name: str, listener: Listener) -> Image:
 def restore_checkpoint(lab: Lab, name: str, listener: Listener) -> None:
     """Put the lab back on a checkpoint: what came after it is gone."""
     store = store_of(lab.home)
-    with lab.locked():
+    with lab.locked(), store.kept():
         lab.journal.subscribe(listener)
         restore(lab, store, find(lab, store, name))
 
@@ -79,21 +79,30 @@ def clone(source: Lab, names: Sequence[str], listener: Listener, *, new_secrets:
             raise UsageError(
                 f"there is a lab '{lab.name}' already", hint=f"stacklab destroy --lab {lab.name}"
             )
-    with source.locked():
-        source.journal.subscribe(listener)
-        finish_thaw(source, store)
-        image = _freeze(source, store, "")
-        settings = source.settings
-    for lab in labs:
-        with lab.locked():
-            lab.journal.subscribe(listener)
-            lab.save(settings.model_copy(update={"thawing": image.name}))
-            restore(lab, store, image)
+    with store.kept():
+        with source.locked():
+            source.journal.subscribe(listener)
+            finish_thaw(source, store)
+            image = _freeze(source, store, "")
+            settings = source.settings
+        for lab in labs:
+            with lab.locked():
+                lab.save(settings.model_copy(update={"thawing": image.name}))
+                lab.journal.subscribe(listener)
+                restore(lab, store, image)
+                if new_secrets:
+                    (lab.folder / "secrets.yaml").unlink()
             if new_secrets:
-                (lab.folder / "secrets.yaml").unlink()
-        if new_secrets:
-            _bring_up(lab, listener)
+                _bring_up(lab, listener)
     return labs
+
+
+def _made_of(lab: Lab, store: Store) -> str:
+    """What the lab was built by; another word when that is not what it would be built by today."""
+    if not lab.settings.layer:
+        return ""
+    applied = all(lab.journal.passed(key) for key in applied_keys(lab, store).values())
+    return made_of(lab, store) if applied else "older"
 
 
 def _bring_up(lab: Lab, listener: Listener) -> None:
@@ -103,6 +112,6 @@ def _bring_up(lab: Lab, listener: Listener) -> None:
 
 
 def _freeze(lab: Lab, store: Store, name: str) -> Image:
-    inputs = {"lab": lab.name, "name": name, "time": time.time()}
+    inputs = {"lab": lab.name, "name": name, "time": time.time(), "made_of": _made_of(lab, store)}
     title = f"{lab.name}: {name}" if name else f"{lab.name}, cloned"
     return freeze(lab, store, CHECKPOINT, inputs, title=title)

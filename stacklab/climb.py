@@ -62,7 +62,8 @@ def up(home: Home, request: UpRequest, listener: Listener) -> Summary:
         lab.save(blueprint.settings)
         lab.journal.subscribe(listener)
         climb = _Climb(lab, blueprint, host, online=not request.offline)
-        changed = climb.run()
+        with climb.store.kept():
+            changed = climb.run()
         summary = Summary(blueprint.target, changed, round(time.monotonic() - began, 3))
         lab.journal.record("stacklab.lab.ready", lab.name, **asdict(summary))
     return summary

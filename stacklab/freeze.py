@@ -13,13 +13,16 @@ from typing import Any
 
 import yaml
 
-from stacklab.errors import StepFailed
+from stacklab.errors import StepFailed, UsageError
 from stacklab.images.digest import damage
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_PASSED
 from stacklab.lab.access import ensure_keys, identity_files
 from stacklab.lab.lab import Lab, LabSettings
 
+# What of a lab's settings a checkpoint brings back, and an image of a layer, which may come from elsewhere.
+STATE = ("layer", "services")
+CHOICES = ("with_services", "without_services", "path")
 SECRETS = "secrets.yaml"
 SETTINGS = "lab.yaml"
 
@@ -61,8 +64,9 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
             )
         chain = store.chain(image)
         frozen = LabSettings.model_validate(yaml.safe_load((image.folder / "lab" / SETTINGS).read_text()))
+        back = STATE if image.kind == "layer" else (*STATE, *CHOICES)
         settings = lab.settings.model_copy(
-            update={"thawing": image.name, "layer": frozen.layer, "services": frozen.services}
+            update={"thawing": image.name, **{name: getattr(frozen, name) for name in back}}
         )
         lab.save(settings)
         lab.namespace.stop()
@@ -77,9 +81,20 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
 
 
 def finish_thaw(lab: Lab, store: Store) -> None:
-    """Do a thaw again that was cut off; nothing happens where there was none."""
-    if lab.settings.thawing:
-        thaw(lab, store, store.get(lab.settings.thawing))
+    """Do a thaw again that was cut off; nothing happens where there was none.
+
+    Raises StepFailed when its image has gone.
+    """
+    if not lab.settings.thawing:
+        return
+    try:
+        image = store.get(lab.settings.thawing)
+    except UsageError as error:
+        raise StepFailed(
+            f"lab '{lab.name}' was being put on the image {lab.settings.thawing}, which has gone",
+            hint=f"stacklab images import FILE, or stacklab destroy --lab {lab.name}",
+        ) from error
+    thaw(lab, store, image)
 
 
 def record_layers(lab: Lab, keys: Mapping[str, str]) -> None:
@@ -94,9 +109,16 @@ def record_layers(lab: Lab, keys: Mapping[str, str]) -> None:
 def _copy(source: Path, target: Path) -> None:
     """Copy an overlay directory with everything that overlay keeps in it.
 
-    Devices, links, extended attributes.
+    Devices, links, extended attributes. Not sockets, which are nothing without a process, and which no
+    archive takes. The copying ends when this process does.
     """
-    argv = ["cp", "--archive", "--reflink=auto", "--no-target-directory", str(source), str(target)]
+    copy = ["cp", "--archive", "--reflink=auto", "--no-target-directory", str(source), str(target)]
+    argv = ["setpriv", "--pdeathsig=KILL", *copy]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise StepFailed(f"copying {source.parent.name}'s disk failed", detail=done.stderr[-2000:])
+        raise StepFailed(
+            f"copying the disk of node '{source.parent.name}' failed; the lab is as it was",
+            detail=done.stderr[-2000:],
+            hint="df -h shows where room is missing, stacklab images prune makes some",
+        )
+    subprocess.run(["find", str(target), "-xdev", "-type", "s", "-delete"], check=True)

@@ -12,15 +12,17 @@ from stacklab.errors import LabBusy
 
 
 @contextlib.contextmanager
-def hold(file: Path, subject: str, *, wait: bool = False) -> Iterator[None]:
+def hold(file: Path, subject: str, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Hold the lock on `file` while the block runs; the kernel frees it however the process ends.
 
-    Raises LabBusy, with the other process's id and command, when it is taken, unless it is to be waited for.
+    shared: beside others who share it. Raises LabBusy, with the other process's id and command, when it is
+    taken, unless it is to be waited for.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             handle.seek(0)
             holder = handle.read().strip() or "another process"

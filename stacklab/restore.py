@@ -17,7 +17,7 @@ from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, guest_inputs
-from stacklab.images.store import Image, Store
+from stacklab.images.store import Image, Store, key_of
 from stacklab.journal import Listener
 from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import Lab
@@ -45,9 +45,10 @@ def start(lab: Lab, listener: Listener) -> None:
 
     Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s.
     """
-    with lab.locked():
+    store = store_of(lab.home)
+    with lab.locked(), store.kept():
         lab.journal.subscribe(listener)
-        finish_thaw(lab, store_of(lab.home))
+        finish_thaw(lab, store)
         start_and_await(lab)
 
 
@@ -56,9 +57,9 @@ def down(lab: Lab, layer: int, listener: Listener) -> None:
 
     Raises UsageError when the lab does not stand on or above that layer, or has no image of it any more.
     """
-    with lab.locked():
+    store = store_of(lab.home)
+    with lab.locked(), store.kept():
         lab.journal.subscribe(listener)
-        store = store_of(lab.home)
         finish_thaw(lab, store)
         if not 1 <= layer <= lab.settings.layer:
             raise UsageError(
@@ -74,8 +75,15 @@ def restore(lab: Lab, store: Store, image: Image) -> None:
     """Put a lab on an image, and return when its cloud answers."""
     thaw(lab, store, image)
     start_and_await(lab)
-    if lab.settings.layer:
+    # A checkpoint may be older than the templates; what they have changed since is for `up` to do.
+    if lab.settings.layer and image.inputs.get("made_of", "") in ("", made_of(lab, store)):
         record_layers(lab, applied_keys(lab, store))
+
+
+def made_of(lab: Lab, store: Store) -> str:
+    """The key of the recipe by which the lab's layer would be built today."""
+    blueprint = resolve(lab, UpRequest(lab=lab.name))
+    return key_of(recipe(blueprint, blueprint.target, host_facts(lab.home), images_at_hand(store, blueprint)))
 
 
 def start_and_await(lab: Lab) -> None:

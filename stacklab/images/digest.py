@@ -19,6 +19,9 @@ from stacklab.files import write_atomically
 MANIFEST = "manifest.json"
 SEALED = "sealed"
 _OWN = (MANIFEST, SEALED)
+# What decides, beside content and mode, how a file is seen or run. Others, such as overlay's note of where a
+# file was copied from, differ from machine to machine.
+_ATTRIBUTES = frozenset({"trusted.overlay.opaque", "trusted.overlay.redirect", "security.capability"})
 
 
 def seal(folder: Path) -> None:
@@ -42,7 +45,7 @@ def seal_in_background(folder: Path) -> None:
 def manifest(folder: Path) -> dict[str, str]:
     """The digest of every file, link, device and directory below `folder`, by its path in there."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        entries = [(path, entry) for path, entry in _walk(str(folder), "") if path not in _OWN]
+        entries = [(path, entry) for path, entry in _walk(str(folder), "") if not _is_own(path)]
         digests = pool.map(_digest, (entry for _, entry in entries), chunksize=256)
         return dict(sorted(zip((path for path, _ in entries), digests, strict=True)))
 
@@ -50,16 +53,21 @@ def manifest(folder: Path) -> dict[str, str]:
 def damage(folder: Path) -> list[str]:
     """The paths that are not what they were when the image was sealed; empty for a whole image.
 
-    An image that is not sealed yet is made whole by its age: it was written since the machine booted.
+    An image that is not sealed yet cannot be told: it was written since the machine booted.
     """
     try:
         expected: dict[str, str] = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
-        return []
+        return [MANIFEST] if (folder / SEALED).exists() else []
     except ValueError:
         return [MANIFEST]
     found = manifest(folder)
     return sorted(path for path in {*expected, *found} if expected.get(path) != found.get(path))
+
+
+def _is_own(path: str) -> bool:
+    """Whether it is of the seal itself; another process may be writing it just now."""
+    return path in _OWN or path.startswith(f".{MANIFEST}.")
 
 
 def _walk(top: str, below: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
@@ -72,9 +80,11 @@ def _walk(top: str, below: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
 
 
 def _digest(entry: "os.DirEntry[str]") -> str:
-    """Kind, mode, owner and content. Times are left out: they say nothing about what is read."""
+    """Kind, mode, owner, attributes and content. Times are left out: they say nothing about what is read."""
     status = entry.stat(follow_symlinks=False)
     digest = hashlib.blake2b(f"{status.st_mode:o} {status.st_uid} {status.st_gid}".encode(), digest_size=16)
+    for name in sorted(_ATTRIBUTES.intersection(os.listxattr(entry.path, follow_symlinks=False))):
+        digest.update(name.encode() + b"\0" + os.getxattr(entry.path, name, follow_symlinks=False))
     if stat.S_ISLNK(status.st_mode):
         digest.update(os.readlink(entry.path).encode())  # noqa: PTH115
     elif stat.S_ISREG(status.st_mode):

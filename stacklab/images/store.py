@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,17 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def kept(self) -> AbstractContextManager[None]:
+        """Meanwhile nobody removes an image: for whoever is about to stand on one."""
+        return lock.hold(self.folder / ".use.lock", "the store of images", wait=True, shared=True)
+
+    def cleared(self) -> AbstractContextManager[None]:
+        """Meanwhile nobody builds an image or stands on one.
+
+        Raises LabBusy, with who does, when somebody is at it.
+        """
+        return lock.hold(self.folder / ".use.lock", "the store of images")
+
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Image | None:
         """The complete image of that kind made from exactly these inputs, or None."""
         return self._read(self._folder(kind, key_of(inputs)))
@@ -98,6 +110,10 @@ class Store:
         """Every complete image, or those of one kind; the newest first."""
         found = (self._read(file.parent) for file in self.folder.glob(f"{kind or '[a-z]*'}-*/image.json"))
         return sorted((image for image in found if image), key=lambda image: -image.built)
+
+    def holds(self, name: str) -> bool:
+        """Whether an image of that full name is there, complete."""
+        return self._read(self.folder / name) is not None
 
     def chain(self, image: Image) -> list[Image]:
         """The image and those it stands on, top first. Raises UsageError when one of them is not there."""
@@ -197,9 +213,10 @@ class Store:
         return tree.relative_to(self.folder).parts[0]
 
     def _read(self, folder: Path) -> Image | None:
+        """The image in a folder; None unless it, and all that it stands on, is complete."""
         try:
-            record = json.loads((folder / "image.json").read_text())
-            if record["boot"] != boot_id() and not (folder / SEALED).exists():
+            record = self._record(folder)
+            if not all(self._record(self.folder / name) for name in record["stands_on"]):
                 return None
             return Image(
                 record["kind"],
@@ -212,6 +229,13 @@ class Store:
             )
         except (OSError, ValueError, KeyError):
             return None
+
+    def _record(self, folder: Path) -> dict[str, Any]:
+        """What is written in an image; raises OSError when it may not have reached the disk."""
+        record: dict[str, Any] = json.loads((folder / "image.json").read_text())
+        if record["boot"] != boot_id() and not (folder / SEALED).exists():
+            raise FileNotFoundError(folder / SEALED)
+        return record
 
     def _folder(self, kind: str, key: str) -> Path:
         return self.folder / f"{kind}-{key[:24]}"

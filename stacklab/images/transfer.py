@@ -4,6 +4,7 @@ The file is a tar archive with the image, all that it stands on and the guest, e
 import checks every file against it before the image takes its place in the store.
 """
 
+import json
 import subprocess
 import tempfile
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal
-from stacklab.images.store import Image, Store
+from stacklab.images.store import Image, Store, key_of
 
 # Overlay's whiteouts and its marks of replaced folders are devices and extended attributes.
-_TAR = ("tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
+_TAR = ("tar", "--acls", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
 
 
 def export_image(store: Store, image: Image, file: Path) -> list[Image]:
@@ -50,7 +51,7 @@ def import_images(store: Store, file: Path) -> list[str]:
     if not file.is_file():
         raise UsageError(f"there is no file {file}")
     store.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store.folder, prefix=".building-import-") as folder:
+    with store.kept(), tempfile.TemporaryDirectory(dir=store.folder, prefix=".building-import-") as folder:
         unpacked = Path(folder)
         done = subprocess.run(
             [*_TAR, "--extract", "--file", str(file), "--directory", folder],
@@ -58,7 +59,7 @@ def import_images(store: Store, file: Path) -> list[str]:
             text=True,
             check=False,
         )
-        images = sorted(path for path in unpacked.iterdir() if (path / "image.json").is_file())
+        images = sorted(path for path in unpacked.iterdir() if _is_image(path))
         if done.returncode != 0 or not images:
             remove_tree(unpacked)
             unpacked.mkdir()
@@ -66,12 +67,23 @@ def import_images(store: Store, file: Path) -> list[str]:
         broken = [f"{path.name}/{name}" for path in images for name in _damage(path)]
         if broken:
             raise UsageError(f"{file} is damaged", detail="\n".join(broken[:20]))
-        taken = [path for path in images if not (store.folder / path.name).exists()]
+        taken = [path for path in images if not store.holds(path.name)]
+        # They carry the mark that they have reached the disk.
+        subprocess.run(["sync", "--file-system", folder], check=True)
         for path in taken:
+            remove_tree(store.folder / path.name)
             path.rename(store.folder / path.name)
         remove_tree(unpacked)
         unpacked.mkdir()
     return [path.name for path in taken]
+
+
+def _is_image(folder: Path) -> bool:
+    try:
+        record = json.loads((folder / "image.json").read_text())
+        return folder.name == f"{record['kind']}-{key_of(record['inputs'])[:24]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _damage(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Who uses an image, and what can go: an image stays while a lab or another image stands on it."""
 
+import contextlib
 from collections.abc import Mapping
 
 from stacklab.errors import UsageError
@@ -7,6 +8,7 @@ from stacklab.files import remove_tree
 from stacklab.home import Home
 from stacklab.images.store import Image, Store
 from stacklab.lab.lab import Lab
+from stacklab.provide.provider import NodeState
 
 
 def users(home: Home, store: Store) -> Mapping[str, list[str]]:
@@ -23,17 +25,27 @@ def users(home: Home, store: Store) -> Mapping[str, list[str]]:
 
 def images_of(lab: Lab, store: Store) -> set[str]:
     """The names of the images that a lab stands on, or is being put on."""
-    trees = {tree for node in lab.settings.nodes for tree in lab.provider.image(node)}
+    trees = {
+        tree
+        for node in lab.settings.nodes
+        if lab.provider.state(node) is not NodeState.ABSENT
+        for tree in lab.provider.image(node)
+    }
     names = {store.name_of(tree) for tree in trees if tree.is_relative_to(store.folder)}
-    return names | ({lab.settings.thawing} - {""})
+    if lab.settings.thawing:
+        names.add(lab.settings.thawing)
+        with contextlib.suppress(UsageError):
+            names.update(store.get(lab.settings.thawing).stands_on)
+    return names
 
 
 def remove_unused(home: Home, store: Store, image: Image) -> None:
     """Remove an image. Raises UsageError, with who needs it, when something stands on it."""
-    needed = users(home, store)[image.name]
-    if needed:
-        raise UsageError(f"{image.name} is needed", detail="\n".join(needed))
-    store.remove(image)
+    with store.cleared():
+        needed = users(home, store)[image.name]
+        if needed:
+            raise UsageError(f"{image.name} is needed", detail="\n".join(needed))
+        store.remove(image)
 
 
 def prune(home: Home, store: Store, *, everything: bool = False) -> list[str]:
@@ -41,21 +53,31 @@ def prune(home: Home, store: Store, *, everything: bool = False) -> list[str]:
 
     What a lab or another image stands on stays, checkpoints with a name, and the newest image of each title,
     from which the next lab may start; `everything` takes these last ones, too. What interrupted builds left
-    goes.
+    goes. Raises LabBusy while somebody builds an image or puts a lab on one.
     """
-    gone = [folder.name for folder in store.leftovers()]
-    for folder in list(store.leftovers()):
-        remove_tree(folder)
-    newest = {} if everything else {(image.kind, image.title): image.name for image in reversed(store.all())}
-    while True:
+    gone = []
+    with store.cleared():
         needed = users(home, store)
-        unused = [
-            image
-            for image in store.all()
-            if not needed[image.name] and not image.inputs.get("name") and image.name not in newest.values()
-        ]
-        if not unused:
-            return gone
-        for image in unused:
-            store.remove(image)
-            gone.append(image.name)
+        for folder in list(store.leftovers()):
+            if not needed.get(folder.name):
+                remove_tree(folder)
+                gone.append(folder.name)
+        newest = set() if everything else _newest(store)
+        while True:
+            needed = users(home, store)
+            unused = [
+                image
+                for image in store.all()
+                if not needed[image.name] and not image.inputs.get("name") and image.name not in newest
+            ]
+            if not unused:
+                return gone
+            for image in unused:
+                store.remove(image)
+                gone.append(image.name)
+
+
+def _newest(store: Store) -> set[str]:
+    """The newest image of each title that a new lab could start from; of a clone's, none."""
+    images = [image for image in reversed(store.all()) if image.kind != "checkpoint"]
+    return set({(image.kind, image.title): image.name for image in images}.values())

@@ -5,6 +5,7 @@ controllers and an empty v2 tree beside them. A lab's group is `stacklab/NAME` b
 """
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,11 +93,14 @@ def _delegate(top: Path) -> None:
 def frozen(name: str) -> Iterator[None]:
     """Stop every process of the lab `name` at one moment, and let them go on when the block ends.
 
-    Raises OSError where the machine has no freezer.
+    They go on even when this process is killed meanwhile. Raises OSError where the machine has no freezer.
     """
     file, stop, go = _freezer(name)
-    file.write_text(stop)
+    # Its standard input ends with this process, however that ends.
+    watch = ["sh", "-c", 'read -r _; echo "$1" >"$2"', "sh", go, str(file)]
+    guard = subprocess.Popen(watch, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
+        file.write_text(stop)
         deadline = time.monotonic() + FREEZE_SECONDS
         while not _is_frozen(file):
             if time.monotonic() > deadline:
@@ -104,6 +108,14 @@ def frozen(name: str) -> Iterator[None]:
             time.sleep(0.005)
         yield
     finally:
+        guard.communicate()
+        file.write_text(go)
+
+
+def unfreeze(name: str) -> None:
+    """Let the processes of the lab `name` go on; nothing happens where they do, or where there are none."""
+    file, _, go = _freezer(name)
+    with contextlib.suppress(FileNotFoundError):
         file.write_text(go)
 
 
