@@ -15,13 +15,18 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stacklab.errors import HostUnfit, StepFailed
 from stacklab.files import boot_id
 from stacklab.lab import cgroups
 from stacklab.lab import init as lab_init
+
+if TYPE_CHECKING:
+    import libvirt
 
 _CLONE_NEWCGROUP = 0x02000000
 _CLONE_NEWNET = 0x40000000
@@ -79,11 +84,12 @@ class Namespace:
         return pid if alive else None
 
     def start(self) -> None:
-        """Start the namespaces and wait until libvirtd answers; nothing happens when they are up.
+        """Start the namespaces, unless they are up, and wait until libvirtd answers.
 
-        Raises HostUnfit when the machine refuses one of them.
+        Raises HostUnfit when the machine refuses one of them, StepFailed when libvirtd does not answer.
         """
         if self.pid() is not None:
+            self.connect().close()
             return
         self._prepare_folder()
         parent_end, child_end = os.pipe()
@@ -101,7 +107,29 @@ class Namespace:
                 f"the namespaces of the lab could not be made: {' '.join(said) or pid or 'no answer'}",
                 hint="stacklab doctor",
             )
-        self._wait_for_libvirtd()
+        self.connect().close()
+
+    def connect(self) -> "libvirt.virConnect":
+        """A connection to the lab's libvirtd, which may just be starting: at first, or again after it died.
+
+        Raises StepFailed, with the end of its log, when it takes none within 15 s or the lab is down.
+        """
+        import libvirt
+
+        # Errors are raised; nothing is to be printed.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        uri = f"lxc+unix:///system?socket={urllib.parse.quote(str(self.libvirt_socket))}"
+        deadline = time.monotonic() + STOP_SECONDS
+        while True:
+            try:
+                return libvirt.open(uri)
+            except libvirt.libvirtError as error:
+                if self.pid() is None or time.monotonic() > deadline:
+                    log = self.folder / "libvirt" / "log" / "libvirtd.log"
+                    detail = log.read_text(errors="replace")[-3000:] if log.exists() else ""
+                    message = f"libvirtd of the lab takes no connection: {error}"
+                    raise StepFailed(message, detail=detail, hint="stacklab doctor") from error
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """End every process of the lab, its mounts and its network, and remove its control groups."""
@@ -205,15 +233,6 @@ class Namespace:
             os.write(ready, f"0\n{error}".encode())
         finally:
             os._exit(1)
-
-    def _wait_for_libvirtd(self) -> None:
-        deadline = time.monotonic() + STOP_SECONDS
-        while not self.libvirt_socket.exists():
-            if self.pid() is None or time.monotonic() > deadline:
-                log = self.folder / "libvirt" / "log" / "libvirtd.log"
-                detail = log.read_text(errors="replace")[-3000:] if log.exists() else ""
-                raise StepFailed("libvirtd of the lab did not start", detail=detail, hint="stacklab doctor")
-            time.sleep(0.02)
 
 
 def _wait_until_gone(handle: int) -> None:

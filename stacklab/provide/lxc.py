@@ -7,7 +7,6 @@ import contextlib
 import io
 import tarfile
 import time
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,10 +27,7 @@ CREATED = "created"
 SHUTDOWN_SECONDS = 60.0
 # systemd takes SIGRTMIN+4 for "power off" (systemd(1)); `virsh shutdown` does not reach it.
 POWEROFF_SIGNAL = "RTMIN+4"
-
-libvirt.registerErrorHandler(
-    lambda _context, _error: None, None
-)  # errors are raised; nothing is to be printed
+ENDED = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 
 class LxcProvider:
@@ -108,7 +104,7 @@ class LxcProvider:
     def state(self, node: Node) -> NodeState:
         """Running, stopped (its disk is there) or absent."""
         if self._namespace.pid() is not None:
-            with self._connection() as connection, contextlib.suppress(libvirt.libvirtError):
+            with self._connection() as connection, _absent(*ENDED):
                 domain = connection.lookupByName(node.name)
                 if self._is_alive(domain):
                     return NodeState.RUNNING
@@ -156,7 +152,7 @@ class LxcProvider:
         self._namespace.run(["mount", "-t", "overlay", "-o", options, "overlay", str(disk / "root")])
 
     def _start_network(self, connection: libvirt.virConnect, name: str, network: LabNetwork) -> None:
-        with contextlib.suppress(libvirt.libvirtError):
+        with _absent(libvirt.VIR_ERR_NO_NETWORK):
             if connection.networkLookupByName(name).isActive():
                 return
         xml = self._templates.get_template("libvirt/network.xml.j2")
@@ -167,26 +163,35 @@ class LxcProvider:
 
     def _kill(self, node: Node) -> None:
         if self.state(node) is NodeState.RUNNING:
-            with self._connection() as connection, contextlib.suppress(libvirt.libvirtError):
+            with self._connection() as connection, _absent(*ENDED):
                 connection.lookupByName(node.name).destroy()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[libvirt.virConnect]:
-        socket = urllib.parse.quote(str(self._namespace.libvirt_socket))
+        connection = self._namespace.connect()
         try:
-            connection = libvirt.open(f"lxc+unix:///system?socket={socket}")
-            try:
-                yield connection
-            finally:
-                connection.close()
+            yield connection
         except libvirt.libvirtError as error:
             raise StepFailed(f"libvirt: {error}", detail=self._log_tail(), hint="stacklab doctor") from error
+        finally:
+            with contextlib.suppress(libvirt.libvirtError):  # libvirtd has ended, and the connection with it
+                connection.close()
 
     def _log_tail(self) -> str:
         logs = sorted(
             (self._namespace.folder / "libvirt" / "log").rglob("*.log"), key=lambda file: file.stat().st_mtime
         )
         return "\n".join(logs[-1].read_text(errors="replace").splitlines()[-15:]) if logs else ""
+
+
+@contextlib.contextmanager
+def _absent(*codes: int) -> Iterator[None]:
+    """Leave the block when libvirt says, by one of these codes, that the thing is not there any more."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in codes:
+            raise
 
 
 def _archive(files: Mapping[str, NodeFile]) -> bytes:
