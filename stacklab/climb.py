@@ -9,10 +9,12 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import check_layer, is_healthy
+from stacklab.errors import StepFailed
 from stacklab.freeze import finish_thaw, freeze
 from stacklab.home import Home
 from stacklab.host import kvm
@@ -32,7 +34,7 @@ from stacklab.lab.secrets import ensure_secrets
 from stacklab.provide.provider import NodeState
 from stacklab.recipe import LAYER, deepest, recipe
 from stacklab.render import HostFacts, Rendered, Renderer
-from stacklab.restore import images_at_hand, restore, start_and_await, store_of
+from stacklab.restore import await_cloud, images_at_hand, restore, store_of
 from stacklab.run import run_playbook
 
 
@@ -86,6 +88,8 @@ class _Climb:
         finish_thaw(self.lab, self.store)
         if self._stands():
             return False
+        if self._runs():  # what is broken then is mended by doing it again
+            self.lab.journal.forget(f"layer-{self.blueprint.target}/")
         self.lab.journal.record("stacklab.lab.planned", self.lab.name, steps=self._planned())
         if not self._thaw():
             self._make()
@@ -115,8 +119,15 @@ class _Climb:
             coming = pool.submit(self._guest)  # dpkg leaves a core free
             if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
                 self._make_nodes(self._image())
-            start_and_await(self.lab)
+            moment = datetime.now(UTC)
+            if self.lab.start():
+                await_cloud(self.lab, moment)
             self._prove_kvm(coming.result())
+
+    def _runs(self) -> bool:
+        return self.lab.namespace.pid() is not None and all(
+            self.lab.provider.state(node) is NodeState.RUNNING for node in self.blueprint.nodes
+        )
 
     def _is_new(self) -> bool:
         return all(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
@@ -232,6 +243,8 @@ class _Climb:
             check = self.lab.run_on(
                 node.name, ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *wanted]
             )
+            if check.returncode not in (0, 1):  # 1: it does not know some of them
+                raise StepFailed(f"node '{node.name}' cannot be asked for its packages", detail=check.stderr)
             present = {line.split()[1] for line in check.stdout.splitlines() if line.startswith("installed ")}
             missing = [name for name in wanted if name not in present]
             if missing:

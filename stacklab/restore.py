@@ -4,7 +4,7 @@ Each ends when its cloud answers.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,12 +88,20 @@ def made_of(lab: Lab, store: Store) -> str:
 
 def start_and_await(lab: Lab) -> None:
     """Start what does not run, and wait until the cloud answers, if the lab has one yet."""
-    started = datetime.now(UTC)
-    if not lab.start():
-        started = datetime.fromtimestamp(0, UTC)
-    if not lab.settings.layer:
+    moment = datetime.now(UTC)
+    was_off = lab.start()
+    await_cloud(lab, moment if was_off else datetime.fromtimestamp(0, UTC))
+
+
+def await_cloud(lab: Lab, started: datetime) -> None:
+    """Wait until the services that are up in a lab answer, which was started at the moment `started`.
+
+    Raises StepFailed, with what is still missing, after 300 s.
+    """
+    settings = lab.settings
+    if not settings.layer:
         return
-    blueprint = resolve(lab, UpRequest(lab=lab.name))
+    blueprint = _limited(resolve(lab, UpRequest(lab=lab.name)), settings.services)
     with lab.journal.step("the cloud answers", lab.name):
         deadline = time.monotonic() + ANSWER_SECONDS
         while missing := look_after_start(lab, blueprint, started):
@@ -104,6 +112,12 @@ def start_and_await(lab: Lab) -> None:
                     hint=f"stacklab logs SERVICE --lab {lab.name}",
                 )
             time.sleep(POLL_SECONDS)
+
+
+def _limited(blueprint: Blueprint, services: Collection[str]) -> Blueprint:
+    """The blueprint with no other services: those that were asked for and are not up yet do not answer."""
+    cuts = tuple(tuple(each for each in cut if each.name in services) for cut in blueprint.cuts)
+    return replace(blueprint, cuts=cuts)
 
 
 def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:

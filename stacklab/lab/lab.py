@@ -153,12 +153,16 @@ class Lab:
         if self.namespace.pid() is None:
             with self.journal.step("namespaces", self.name):
                 self.namespace.start()
-        stopped = [node for node in self.settings.nodes if self.provider.state(node) is NodeState.STOPPED]
+        states = {node: self.provider.state(node) for node in self.settings.nodes}
+        stopped = [node for node, state in states.items() if state is NodeState.STOPPED]
         for node in stopped:
             with self.journal.step("node", node.name):
                 self.provider.start(node)
                 wait_for_ssh(self, node)
             self.journal.record("stacklab.node.started", node.name)
+        for node, state in states.items():
+            if state is NodeState.RUNNING:  # since a moment ago, maybe, by a command that was cut off
+                wait_for_ssh(self, node)
         return bool(stopped)
 
     def stop(self) -> None:
