@@ -22,7 +22,7 @@ from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
 from stacklab.host.checks import preflight
 from stacklab.images.base import ensure_base
-from stacklab.images.command import run_logged
+from stacklab.images.command import PRIVATE, run_logged
 from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, build_guest, guest_inputs
 from stacklab.images.packages import Downloads, ensure_packages, install_command
@@ -252,4 +252,4 @@ class _Climb:
                     prefix, root = self.lab.provider.root_view(node)
                     install = install_command(root, missing, self.downloads)
                     with self.downloads.locked():
-                        run_logged([*prefix, *install], self.log, "installing the packages")
+                        run_logged([*prefix, *PRIVATE, *install], self.log, "installing the packages")

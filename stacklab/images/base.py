@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stacklab.host.apt import Mirror
-from stacklab.images.command import run_logged
+from stacklab.images.command import PRIVATE, run_logged
 from stacklab.images.store import Image, Store
 from stacklab.model.release import Release
 
@@ -52,9 +52,8 @@ def ensure_base(store: Store, release: Release, mirror: Mirror, archives: Path, 
     """
 
     def build(folder: Path) -> None:
-        run_logged(
-            _mmdebstrap(folder / "tree", release, mirror, archives), log, f"mmdebstrap of {release.suite}"
-        )
+        command = _mmdebstrap(folder / "tree", release, mirror, archives)
+        run_logged([*PRIVATE, *command], log, f"mmdebstrap of {release.suite}")
         (folder / "tree" / "etc" / "machine-id").write_text("")
         for key in (folder / "tree" / "etc" / "ssh").glob("ssh_host_*"):
             key.unlink()

@@ -7,6 +7,13 @@ from pathlib import Path
 from stacklab.errors import StepFailed
 
 TAIL_LINES = 25
+# A prefix: the command, and all that it starts, ends with us, however we end. A build that nobody waits for
+# any more would write on, into what the next one makes.
+PRIVATE = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"),
+)
+FULL = "No space left on device"
 
 
 def run_logged(
@@ -27,5 +34,9 @@ def run_logged(
     if done.returncode != 0:
         with log.open("rb") as output:
             output.seek(before)
-            lines = output.read().decode(errors="replace").splitlines()
-        raise StepFailed(f"{what} failed", detail="\n".join(lines[-TAIL_LINES:]), hint=f"less {log}")
+            said = output.read().decode(errors="replace")
+        detail = "\n".join(said.splitlines()[-TAIL_LINES:])
+        if FULL in said:
+            hint = "make room (df -h shows where); `stacklab up` again goes on from here"
+            raise StepFailed(f"{what} failed: no space left on the disk", detail=detail, hint=hint)
+        raise StepFailed(f"{what} failed", detail=detail, hint=f"less {log}")

@@ -12,12 +12,10 @@ from typing import Any
 from stacklab import lock
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
-from stacklab.images.command import run_logged
+from stacklab.images.command import PRIVATE, run_logged
 from stacklab.images.store import Image, Store
 
 REVISION = 1  # raise it when what is done below, or in templates/images/install-packages, changes
-
-PRIVATE = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,9 @@ class Downloads:
 
 
 def packages_inputs(base: Image, packages: Sequence[str]) -> dict[str, Any]:
-    """All that the image of `packages` on `base` is made of."""
-    return {"revision": REVISION, "base": base.key, "packages": sorted(packages)}
+    """All that the image of `packages` on `base` is made of; some of them the base may have already."""
+    wanted = set(packages).difference(base.inputs["packages"])
+    return {"revision": REVISION, "base": base.key, "packages": sorted(wanted)}
 
 
 def ensure_packages(
