@@ -1,9 +1,11 @@
 """Images against a bare boot: thaw, step down, clone, planning.
 
-    python benchmarks/images.py --rounds 3        as root, after ./bootstrap; some five minutes, and a minute a round
+    python benchmarks/images.py --rounds 3        as root, after ./bootstrap; some five minutes, and a minute
+    a round
 
-docs/performance.md says what is compared and why. Uses the machine's cache of images, builds what is not in it;
-labs are made in a folder of their own, and removed. Prints a table and writes benchmarks/results/images.json.
+docs/performance.md says what is compared and why. Uses the machine's cache of images, builds what is not in
+it; labs are made in a folder of their own, and removed. Prints a table and writes
+benchmarks/results/images.json.
 """
 
 import argparse
