@@ -227,7 +227,7 @@ class Store:
                 record["title"],
                 record["built"],
             )
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _record(self, folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from stacklab.files import remove_tree
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal
 from stacklab.images.store import Image, Store, key_of
 
+CONTENTS = "contents.json"  # the names of the images; the first file, so that a file cut short is told
 # Overlay's whiteouts and its marks of replaced folders are devices and extended attributes.
 _TAR = ("tar", "--acls", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
 
@@ -29,12 +30,12 @@ def export_image(store: Store, image: Image, file: Path) -> list[Image]:
             seal(each.folder)
     pending = file.with_name(f".{file.name}.part")
     names = [each.name for each in images]
-    done = subprocess.run(
-        [*_TAR, "--create", "--file", str(pending), "--directory", str(store.folder), *names],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="stacklab-") as folder:
+        (Path(folder) / CONTENTS).write_text(json.dumps(names))
+        inside = [f"--directory={folder}", CONTENTS, f"--directory={store.folder}", *names]
+        done = subprocess.run(
+            [*_TAR, "--create", f"--file={pending}", *inside], capture_output=True, text=True, check=False
+        )
     if done.returncode != 0:
         pending.unlink(missing_ok=True)
         raise StepFailed(f"{file} could not be written", detail=done.stderr[-2000:])
@@ -60,7 +61,7 @@ def import_images(store: Store, file: Path) -> list[str]:
             check=False,
         )
         images = sorted(path for path in unpacked.iterdir() if _is_image(path))
-        if done.returncode != 0 or not images:
+        if done.returncode != 0 or not images or [path.name for path in images] != _contents(unpacked):
             remove_tree(unpacked)
             unpacked.mkdir()
             raise UsageError(f"{file} is no file of images, or is cut short", detail=done.stderr[-2000:])
@@ -76,6 +77,13 @@ def import_images(store: Store, file: Path) -> list[str]:
         remove_tree(unpacked)
         unpacked.mkdir()
     return [path.name for path in taken]
+
+
+def _contents(folder: Path) -> list[str]:
+    try:
+        return sorted(json.loads((folder / CONTENTS).read_text()))
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _is_image(folder: Path) -> bool:

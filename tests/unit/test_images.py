@@ -1,0 +1,461 @@
+"""Images: whole or absent in the store, checked by digest, kept while they are needed, moved as one file."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stacklab import lock
+from stacklab.errors import LabBusy, StepFailed, UsageError
+from stacklab.home import Home
+from stacklab.images import store as store_module
+from stacklab.images import usage
+from stacklab.images.digest import MANIFEST, SEALED, damage, seal
+from stacklab.images.store import Image, Store
+from stacklab.images.transfer import export_image, import_images
+from stacklab.lab.lab import Lab, LabSettings
+from stacklab.provide.provider import Node
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and overlay's attributes need root")
+
+
+@pytest.fixture(autouse=True)
+def seal_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process outlives a test, and sync(1) of this machine's disk, which may take long, is left out."""
+    monkeypatch.setattr(store_module, "seal_in_background", _seal)
+
+
+def _seal(folder: Path) -> None:
+    from stacklab.images import digest
+
+    (folder / MANIFEST).write_text(json.dumps(digest.manifest(folder)))
+    (folder / SEALED).touch()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "images")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "state", tmp_path)
+
+
+def build(folder: Path) -> None:
+    """A small tree with a file, a program, a link and a folder."""
+    (folder / "tree" / "etc").mkdir(parents=True)
+    (folder / "tree" / "etc" / "hostname").write_text("node\n")
+    (folder / "tree" / "etc" / "program").write_text("#!/bin/sh\n")
+    (folder / "tree" / "etc" / "program").chmod(0o755)
+    (folder / "tree" / "etc" / "link").symlink_to("hostname")
+
+
+def add(store: Store, name: str, parent: Image | None = None, kind: str = "layer", title: str = "") -> Image:
+    return store.ensure(kind, {"is": name}, build, parent=parent, title=title)
+
+
+def chain(store: Store) -> tuple[Image, Image, Image]:
+    """Three images, each on the one before it."""
+    base = add(store, "base", kind="base")
+    packages = add(store, "packages", base, kind="packages")
+    return base, packages, add(store, "layer", packages, title="layer 1")
+
+
+class TestStore:
+    def test_an_image_is_found_by_exactly_what_it_was_made_of(self, store: Store) -> None:
+        made = add(store, "one")
+        assert store.find("layer", {"is": "one"}) == made
+        assert store.find("layer", {"is": "other"}) is None
+        assert store.find("base", {"is": "one"}) is None
+
+    def test_it_is_built_once(self, store: Store) -> None:
+        add(store, "one")
+
+        def again(folder: Path) -> None:
+            raise AssertionError
+
+        assert store.ensure("layer", {"is": "one"}, again) == store.find("layer", {"is": "one"})
+
+    def test_a_build_that_fails_leaves_nothing(self, store: Store) -> None:
+        def fails(folder: Path) -> None:
+            build(folder)
+            raise StepFailed("no")
+
+        with pytest.raises(StepFailed):
+            store.ensure("layer", {"is": "one"}, fails)
+        assert store.all() == []
+        assert list(store.leftovers()) == []
+
+    def test_what_a_killed_build_left_is_no_image_and_goes_with_the_next(self, store: Store) -> None:
+        made = add(store, "one")
+        left = store.folder / f".building-{made.name}-killed"
+        made.folder.rename(left)
+        assert store.find("layer", {"is": "one"}) is None
+        assert list(store.leftovers()) == [left]
+        assert add(store, "one").folder == made.folder
+        assert not left.exists()
+
+    def test_an_image_that_may_not_have_reached_the_disk_is_absent_after_a_reboot(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sealed, unsealed = add(store, "sealed"), add(store, "unsealed")
+        (unsealed.folder / SEALED).unlink()
+        assert store.holds(unsealed.name)
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        assert [image.name for image in store.all()] == [sealed.name]
+        assert list(store.leftovers()) == [unsealed.folder]
+
+    def test_an_image_is_absent_without_what_it_stands_on(self, store: Store) -> None:
+        base, packages, layer = chain(store)
+        assert [image.name for image in store.chain(layer)] == [layer.name, packages.name, base.name]
+        shutil.rmtree(base.folder)
+        assert store.all() == []
+
+    @pytest.mark.parametrize("text", ["", "{", "{}", "[]"])
+    def test_a_record_that_is_not_whole_makes_no_image(self, store: Store, text: str) -> None:
+        made = add(store, "one")
+        (made.folder / "image.json").write_text(text)
+        assert store.all() == []
+
+    def test_an_image_is_named_by_its_beginning(self, store: Store) -> None:
+        made = add(store, "one")
+        add(store, "two")
+        assert store.get(made.name[:12]) == made
+        with pytest.raises(UsageError, match="2 images"):
+            store.get("layer-")
+        with pytest.raises(UsageError, match="no image"):
+            store.get("nothing")
+
+    def test_a_removal_that_was_killed_is_completed(self, store: Store) -> None:
+        made = add(store, "one")
+        gone = store.folder / f".building-{made.name}-gone"
+        made.folder.rename(gone)
+        add(store, "one")
+        store.remove(add(store, "one"))
+        assert not made.folder.exists()
+        assert not gone.exists()
+
+    def test_a_node_without_a_tree_of_its_own_has_the_one_for_all(self, store: Store) -> None:
+        def with_nodes(folder: Path) -> None:
+            (folder / "nodes" / "controller").mkdir(parents=True)
+
+        base = add(store, "base", kind="base")
+        layer = store.ensure("layer", {}, with_nodes, parent=base)
+        assert layer.nodes == ("controller",)
+        assert store.lower(layer, "controller") == [layer.folder / "nodes" / "controller", base.tree]
+        assert [store.name_of(tree) for tree in store.lower(layer, "controller")] == [layer.name, base.name]
+
+
+class TestDigest:
+    @pytest.fixture
+    def image(self, store: Store) -> Image:
+        return add(store, "one")
+
+    def test_a_sealed_image_is_whole(self, image: Image) -> None:
+        seal(image.folder)
+        assert damage(image.folder) == []
+
+    def test_a_flipped_byte_is_found(self, image: Image) -> None:
+        (image.tree / "etc/hostname").write_text("mode\n")
+        assert damage(image.folder) == ["tree/etc/hostname"]
+
+    def test_times_do_not_count(self, image: Image) -> None:
+        os.utime(image.tree / "etc/hostname", (0, 0))
+        assert damage(image.folder) == []
+
+    @pytest.mark.parametrize(
+        ("change", "found"),
+        [
+            (lambda etc: (etc / "program").chmod(0o700), ["tree/etc/program"]),
+            (lambda etc: (etc / "hostname").unlink(), ["tree/etc/hostname"]),
+            (lambda etc: (etc / "extra").write_text(""), ["tree/etc/extra"]),
+            (lambda etc: etc.chmod(0o700), ["tree/etc"]),
+            (
+                lambda etc: ((etc / "link").unlink(), (etc / "link").symlink_to("program")),
+                ["tree/etc/link"],
+            ),
+            (lambda etc: (etc / "hostname").rename(etc / "name"), ["tree/etc/hostname", "tree/etc/name"]),
+        ],
+        ids=["mode", "missing", "extra", "folder's mode", "link", "renamed"],
+    )
+    def test_a_change_is_found(
+        self, image: Image, change: Callable[[Path], object], found: list[str]
+    ) -> None:
+        change(image.tree / "etc")
+        assert damage(image.folder) == found
+
+    def test_a_changed_record_is_found(self, image: Image) -> None:
+        with (image.folder / "image.json").open("a") as file:
+            file.write(" ")
+        assert damage(image.folder) == ["image.json"]
+
+    @pytest.mark.parametrize("text", [None, "", "{"])
+    def test_a_manifest_that_is_gone_or_broken_is_damage(self, image: Image, text: str | None) -> None:
+        (image.folder / MANIFEST).unlink()
+        if text is not None:
+            (image.folder / MANIFEST).write_text(text)
+        assert damage(image.folder) == [MANIFEST]
+
+    def test_what_another_process_is_sealing_with_does_not_count(self, image: Image) -> None:
+        (image.folder / f".{MANIFEST}.tmp").write_text("half")
+        assert damage(image.folder) == []
+
+    @needs_root
+    def test_whiteouts_are_devices_and_count(self, store: Store) -> None:
+        def whiteout(folder: Path) -> None:
+            build(folder)
+            os.mknod(folder / "tree" / "gone", 0o000 | stat.S_IFCHR, os.makedev(0, 0))
+
+        image = store.ensure("layer", {}, whiteout)
+        assert damage(image.folder) == []
+        (image.tree / "gone").unlink()
+        os.mknod(image.tree / "gone", 0o000 | stat.S_IFCHR, os.makedev(1, 3))
+        assert damage(image.folder) == ["tree/gone"]
+
+    @needs_root
+    def test_overlays_mark_of_a_replaced_folder_counts(self, image: Image) -> None:
+        os.setxattr(image.tree / "etc", "trusted.overlay.opaque", b"y")
+        assert damage(image.folder) == ["tree/etc"]
+
+
+def a_lab(home: Home, name: str, image: Image | None = None, thawing: str = "") -> Lab:
+    """A lab whose node stands on an image, or that is only being put on one."""
+    node = Node("controller", "10.20.0.11", ("controller",), 1024, 1)
+    lab = Lab(home, name)
+    lab.save(
+        LabSettings(profile="p", release="r", topology="t", node_kind="lxc", nodes=(node,), thawing=thawing)
+    )
+    if image:
+        store = Store(home.cache / "images")
+        disk = lab.folder / "nodes" / node.name
+        disk.mkdir(parents=True)
+        (disk / "lower").write_text("\n".join(map(str, store.lower(image, node.name))))
+        (disk / "created").touch()
+    return lab
+
+
+class TestUsage:
+    def test_it_is_told_who_stands_on_an_image(self, store: Store, home: Home) -> None:
+        base, packages, layer = chain(store)
+        a_lab(home, "blue", packages)
+        assert usage.users(home, store) == {
+            base.name: [f"image {layer.name}", f"image {packages.name}", "lab blue"],
+            packages.name: [f"image {layer.name}", "lab blue"],
+            layer.name: [],
+        }
+
+    def test_what_something_stands_on_is_not_removed(self, store: Store, home: Home) -> None:
+        base, packages, layer = chain(store)
+        a_lab(home, "blue", layer)
+        for image in (base, packages, layer):
+            with pytest.raises(UsageError, match="is needed") as raised:
+                usage.remove_unused(home, store, image)
+            assert "lab blue" in raised.value.detail
+
+    def test_prune_keeps_what_labs_stand_on_or_are_being_put_on(self, store: Store, home: Home) -> None:
+        base = add(store, "base", kind="base")
+        stood_on, coming = (
+            add(store, "old", base, title="layer 1"),
+            add(store, "older", base, title="layer 1"),
+        )
+        add(store, "new", title="layer 1")
+        a_lab(home, "blue", stood_on)
+        a_lab(home, "green", thawing=coming.name)
+        assert usage.prune(home, store) == []
+        assert len(usage.prune(home, store, everything=True)) == 1
+        assert {image.name for image in store.all()} == {base.name, stood_on.name, coming.name}
+
+    def test_prune_keeps_the_newest_of_each_title_and_named_checkpoints(
+        self, store: Store, home: Home
+    ) -> None:
+        old, new = add(store, "old", title="layer 1"), add(store, "new", title="layer 1")
+        named = store.ensure("checkpoint", {"name": "mine"}, build, title="blue: mine")
+        cloned = store.ensure("checkpoint", {"name": ""}, build, title="blue, cloned")
+        assert set(usage.prune(home, store)) == {old.name, cloned.name}
+        assert {image.name for image in store.all()} == {new.name, named.name}
+        assert usage.prune(home, store, everything=True) == [new.name]
+        assert store.all() == [named]
+
+    def test_prune_takes_from_the_top_down_what_is_not_needed_any_more(
+        self, store: Store, home: Home
+    ) -> None:
+        base, packages, layer = chain(store)
+        gone = usage.prune(home, store, everything=True)
+        assert gone == [layer.name, packages.name, base.name]
+
+    def test_prune_removes_leftovers(self, store: Store, home: Home) -> None:
+        made = add(store, "one")
+        made.folder.rename(store.folder / f".building-{made.name}-gone")
+        assert usage.prune(home, store) == [f".building-{made.name}-gone"]
+
+    def test_what_a_lab_stands_on_is_no_leftover(
+        self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The machine was switched off before it had reached the disk for certain."""
+        made = add(store, "one")
+        a_lab(home, "blue", made)
+        (made.folder / SEALED).unlink()
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        assert not store.holds(made.name)
+        assert usage.prune(home, store, everything=True) == []
+        assert made.tree.is_dir()
+
+    def test_a_lab_without_nodes_is_no_hindrance(self, store: Store, home: Home) -> None:
+        a_lab(home, "blue")
+        made = add(store, "one")
+        assert usage.prune(home, store, everything=True) == [made.name]
+
+    def test_nothing_goes_while_another_process_is_about_to_stand_on_something(
+        self, store: Store, home: Home
+    ) -> None:
+        made = add(store, "one")
+        with store.kept(), store.kept():
+            with pytest.raises(LabBusy, match=f"process {os.getpid()}: stacklab"):
+                usage.prune(home, store, everything=True)
+            with pytest.raises(LabBusy):
+                usage.remove_unused(home, store, made)
+        assert usage.prune(home, store, everything=True) == [made.name]
+
+
+def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "locks" / "blue"
+    argv = [
+        os.sys.executable,  # type: ignore[attr-defined]
+        "-c",
+        "import sys; from pathlib import Path; from stacklab import lock\n"
+        "with lock.hold(Path(sys.argv.pop(1)), 'it'): print('held', flush=True); sys.stdin.read()",
+        str(file),
+        "checkpoint",
+        "save",
+        "my lunch",
+    ]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(LabBusy) as raised, lock.hold(file, "lab 'blue'"):
+            pass
+        other.kill()
+    words = f"lab 'blue' is in use by process {other.pid}: stacklab checkpoint save 'my lunch'"
+    assert raised.value.message == words
+    with lock.hold(file, "lab 'blue'"):  # the kernel has freed it
+        pass
+
+
+class TestTransfer:
+    @pytest.fixture
+    def exported(self, store: Store, tmp_path: Path) -> tuple[Path, list[str]]:
+        guest = add(store, "guest", kind="guest")
+        base, packages, layer = chain(store)
+        add(store, "unrelated")
+        file = tmp_path / "layer.stacklab"
+        images = export_image(store, layer, file)
+        assert [image.name for image in images] == [layer.name, packages.name, base.name, guest.name]
+        return file, [image.name for image in images]
+
+    @pytest.fixture
+    def elsewhere(self, tmp_path: Path) -> Store:
+        return Store(tmp_path / "elsewhere" / "images")
+
+    def test_an_image_goes_with_all_that_it_stands_on(
+        self, store: Store, exported: tuple[Path, list[str]], elsewhere: Store
+    ) -> None:
+        file, names = exported
+        assert sorted(import_images(elsewhere, file)) == sorted(names)
+        assert {image.name for image in elsewhere.all()} == set(names)
+        found = elsewhere.find("layer", {"is": "layer"})
+        assert found
+        assert damage(found.folder) == []
+        assert found.title == "layer 1"
+        assert (found.tree / "etc/link").readlink() == Path("hostname")
+        assert list(elsewhere.leftovers()) == []
+
+    def test_what_is_there_is_not_taken_again(
+        self, exported: tuple[Path, list[str]], elsewhere: Store
+    ) -> None:
+        file, names = exported
+        import_images(elsewhere, file)
+        assert import_images(elsewhere, file) == []
+        lost = next(name for name in names if name.startswith("packages"))
+        (elsewhere.folder / lost / "image.json").unlink()  # a folder, and no image
+        assert lost in import_images(elsewhere, file)
+
+    def test_it_counts_after_a_reboot(
+        self, exported: tuple[Path, list[str]], elsewhere: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file, names = exported
+        import_images(elsewhere, file)
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another machine")
+        assert len(elsewhere.all()) == len(names)
+
+    @pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9])
+    def test_a_cut_file_is_refused_and_nothing_is_kept(
+        self, exported: tuple[Path, list[str]], elsewhere: Store, part: float
+    ) -> None:
+        file, _ = exported
+        end = file.read_bytes().rstrip(b"\0")  # an archive ends with some KiB of zeros
+        os.truncate(file, int(len(end) * part) // 512 * 512)  # between members, too
+        self._refused(elsewhere, file)
+
+    def test_a_flipped_byte_is_refused_and_nothing_is_kept(
+        self, exported: tuple[Path, list[str]], elsewhere: Store
+    ) -> None:
+        file, _ = exported
+        content = file.read_bytes()
+        assert content.count(b"node\n") == 4
+        file.write_bytes(content.replace(b"node\n", b"mode\n", 1))
+        error = self._refused(elsewhere, file)
+        assert "is damaged" in error.message
+        assert "tree/etc/hostname" in error.detail
+
+    @pytest.mark.parametrize("content", [b"", b"no archive at all", bytes(20480)])
+    def test_what_is_no_file_of_images_is_refused(
+        self, tmp_path: Path, elsewhere: Store, content: bytes
+    ) -> None:
+        (tmp_path / "file").write_bytes(content)
+        assert "is no file of images" in self._refused(elsewhere, tmp_path / "file").message
+
+    def test_an_archive_of_something_else_is_refused(self, tmp_path: Path, elsewhere: Store) -> None:
+        (tmp_path / "layer-1").mkdir()
+        (tmp_path / "layer-1" / "image.json").write_text('{"kind": "layer", "inputs": {}}')
+        subprocess.run(["tar", "-cf", "file", "layer-1"], cwd=tmp_path, check=True)
+        self._refused(elsewhere, tmp_path / "file")
+
+    def test_a_file_that_is_not_there_is_refused(self, tmp_path: Path, elsewhere: Store) -> None:
+        assert "there is no file" in self._refused(elsewhere, tmp_path / "nothing").message
+
+    def test_an_export_that_fails_leaves_no_file(self, store: Store, tmp_path: Path) -> None:
+        layer = add(store, "layer")
+        with pytest.raises(StepFailed, match="could not be written"):
+            export_image(store, layer, tmp_path / "no folder" / "file")
+        assert not (tmp_path / "no folder").exists()
+
+    @needs_root
+    def test_whiteouts_marks_and_owners_survive(self, store: Store, tmp_path: Path, elsewhere: Store) -> None:
+        def overlay(folder: Path) -> None:
+            build(folder)
+            os.mknod(folder / "tree" / "gone", 0o000 | stat.S_IFCHR, os.makedev(0, 0))
+            os.setxattr(folder / "tree" / "etc", "trusted.overlay.opaque", b"y")
+            os.chown(folder / "tree" / "etc/hostname", 12345, 54321)
+
+        image = store.ensure("layer", {}, overlay)
+        export_image(store, image, tmp_path / "file")
+        (name,) = import_images(elsewhere, tmp_path / "file")
+        tree = elsewhere.get(name).tree
+        assert (tree / "gone").stat().st_rdev == 0
+        assert stat.S_ISCHR((tree / "gone").stat().st_mode)
+        assert os.getxattr(tree / "etc", "trusted.overlay.opaque") == b"y"
+        assert (tree / "etc/hostname").stat().st_uid == 12345
+
+    @staticmethod
+    def _refused(store: Store, file: Path) -> UsageError:
+        with pytest.raises(UsageError) as raised:
+            import_images(store, file)
+        assert store.all() == []
+        assert list(store.leftovers()) == []
+        return raised.value
