@@ -59,6 +59,7 @@ class Namespace:
     """The namespaces of one lab, identified by its folder.
 
     folder: the lab's folder, on a filesystem that can hold overlay directories. name: the lab's.
+    group: the name of its control groups.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -66,7 +67,7 @@ class Namespace:
         self.name = name
         self._record = folder / "init.json"
         # Labs of one name can stand in two state folders; control groups are the machine's.
-        self._group = f"{name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        self.group = f"{name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
 
     @property
     def libvirt_socket(self) -> Path:
@@ -102,7 +103,7 @@ class Namespace:
             pid, *said = pipe.read().split("\n", 1)
         os.waitpid(child, 0)
         if said != ["ready"]:
-            cgroups.remove(self._group)
+            cgroups.remove(self.group)
             raise HostUnfit(
                 f"the namespaces of the lab could not be made: {' '.join(said) or pid or 'no answer'}",
                 hint="stacklab doctor",
@@ -135,14 +136,14 @@ class Namespace:
         """End every process of the lab, its mounts and its network, and remove its control groups."""
         pid = self.pid()
         if pid is not None:
-            cgroups.unfreeze(self._group)  # a frozen process does not even die
+            cgroups.unfreeze(self.group)  # a frozen process does not even die
             handle = os.pidfd_open(pid)
             try:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 _wait_until_gone(handle)
             finally:
                 os.close(handle)
-        cgroups.remove(self._group)
+        cgroups.remove(self.group)
         self._record.unlink(missing_ok=True)
 
     def enter_command(self, argv: Sequence[str], *, network_only: bool = False) -> list[str]:
@@ -187,7 +188,7 @@ class Namespace:
         if self.pid() is None:
             yield
         else:
-            with cgroups.frozen(self._group):
+            with cgroups.frozen(self.group):
                 yield
 
     def _running_pid(self) -> int:
@@ -209,7 +210,7 @@ class Namespace:
         """In the forked child: leave everything of the caller behind and become the lab's first process."""
         try:
             os.setsid()
-            cgroups.join(self._group, os.getpid())
+            cgroups.join(self.group, os.getpid())
             _call("unshare", _CLONE_NEW)
             pid = os.fork()
             if pid != 0:  # written here, not by the caller, who may be killed at any moment
