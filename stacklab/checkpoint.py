@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from stacklab.blueprint import UpRequest
 from stacklab.errors import UsageError
-from stacklab.freeze import finish_thaw, freeze
+from stacklab.freeze import freeze
 from stacklab.images.store import Image, Store
 from stacklab.journal import Listener
 from stacklab.lab.lab import NAME, NAME_WORDS, Lab
-from stacklab.restore import applied_keys, made_of, restore, store_of
+from stacklab.restore import applied_keys, finish_thaw, made_of, restore, store_of
 
 CHECKPOINT = "checkpoint"
 

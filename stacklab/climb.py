@@ -15,7 +15,7 @@ from pathlib import Path
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import check_layer, is_healthy
 from stacklab.errors import StepFailed
-from stacklab.freeze import finish_thaw, freeze
+from stacklab.freeze import freeze
 from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.host.apt import host_mirror
@@ -34,7 +34,7 @@ from stacklab.lab.secrets import ensure_secrets
 from stacklab.provide.provider import NodeState
 from stacklab.recipe import LAYER, deepest, recipe
 from stacklab.render import HostFacts, Rendered, Renderer
-from stacklab.restore import await_cloud, images_at_hand, restore, store_of
+from stacklab.restore import await_cloud, finish_thaw, images_at_hand, restore, store_of
 from stacklab.run import run_playbook
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from stacklab.errors import StepFailed, UsageError
+from stacklab.errors import StepFailed
 from stacklab.images.digest import damage
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_PASSED
@@ -78,23 +78,6 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
             lab.provider.destroy(node)
             lab.provider.create(node, [each.tree_of(node.name) for each in chain], identity_files(lab, node))
         lab.save(settings.model_copy(update={"thawing": ""}))
-
-
-def finish_thaw(lab: Lab, store: Store) -> None:
-    """Do a thaw again that was cut off; nothing happens where there was none.
-
-    Raises StepFailed when its image has gone.
-    """
-    if not lab.settings.thawing:
-        return
-    try:
-        image = store.get(lab.settings.thawing)
-    except UsageError as error:
-        raise StepFailed(
-            f"lab '{lab.name}' was being put on the image {lab.settings.thawing}, which has gone",
-            hint=f"stacklab images import FILE, or stacklab destroy --lab {lab.name}",
-        ) from error
-    thaw(lab, store, image)
 
 
 def record_layers(lab: Lab, keys: Mapping[str, str]) -> None:

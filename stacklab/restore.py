@@ -12,7 +12,7 @@ from pathlib import Path
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import look_after_start
 from stacklab.errors import StepFailed, UsageError
-from stacklab.freeze import finish_thaw, record_layers, thaw
+from stacklab.freeze import record_layers, thaw
 from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.guest import FILE as GUEST_FILE
@@ -73,8 +73,29 @@ def down(lab: Lab, layer: int, listener: Listener) -> None:
 
 def restore(lab: Lab, store: Store, image: Image) -> None:
     """Put a lab on an image, and return when its cloud answers."""
-    thaw(lab, store, image)
+    _put(lab, store, image)
     start_and_await(lab)
+
+
+def finish_thaw(lab: Lab, store: Store) -> None:
+    """Do a thaw again that was cut off; nothing happens where there was none.
+
+    Raises StepFailed when its image has gone.
+    """
+    if not lab.settings.thawing:
+        return
+    try:
+        image = store.get(lab.settings.thawing)
+    except UsageError as error:
+        raise StepFailed(
+            f"lab '{lab.name}' was being put on the image {lab.settings.thawing}, which has gone",
+            hint=f"stacklab images import FILE, or stacklab destroy --lab {lab.name}",
+        ) from error
+    _put(lab, store, image)
+
+
+def _put(lab: Lab, store: Store, image: Image) -> None:
+    thaw(lab, store, image)
     # A checkpoint may be older than the templates; what they have changed since is for `up` to do.
     if lab.settings.layer and image.inputs.get("made_of", "") in ("", made_of(lab, store)):
         record_layers(lab, applied_keys(lab, store))
