@@ -19,7 +19,8 @@ from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED, Journal
 from stacklab.lab.lab import Lab
 
 TAIL_LINES = 40
-STEPS_LOG = "/var/log/stacklab/steps.jsonl"
+FOLLOW_STEPS = ("tail", "--lines=0", "--follow=name", "--retry", "/var/log/stacklab/steps.jsonl")
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "TERM")  # however we end
 
 
 def run_playbook(lab: Lab, folder: Path) -> None:
@@ -85,7 +86,7 @@ def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
     """
     tails = {
         node.name: subprocess.Popen(
-            lab.ssh_command(node.name, ["tail", "--lines=0", "--follow=name", "--retry", STEPS_LOG]),
+            [*ENDS_WITH_US, *lab.ssh_command(node.name, FOLLOW_STEPS)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -54,7 +54,7 @@ def _cache(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def machine_before(program: Program) -> Machine:
     """The machine before the first lab of the session."""
-    return Machine.look(ignore=[program.state.parent])
+    return Machine.look(program.state)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from stacklab.lab.namespace import Namespace
+
 # Only entries with one of these words count in folders that other programs use as well.
 _WORDS = re.compile(r"stacklab|ansible|libvirt|virtlog|qemu|dnsmasq|openstack|ovs|ovn")
 _SHARED = ("/etc", "/run", "/tmp", "/var/tmp", "/var/lib", "/var/log", "/var/cache", "/root", "/dev/shm")
@@ -21,7 +23,8 @@ _OWN = (
 )
 # Programs that a lab runs; one of them that is new and lives on is a leftover wherever it is.
 _PROGRAMS = re.compile(r"libvirt|virtlog|qemu|dnsmasq|ansible|ovs|ovn|ssh-agent|ssh: ")
-_LAB_GROUP = re.compile(r"/stacklab/([^/]+)")
+_LAB_GROUP = re.compile(r"/stacklab/([^/\n]+)")
+_STATE = re.compile(r"(?:^|\0)STACKLAB_STATE=([^\0]*)")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 _KINDS = ("processes", "namespaces", "mounts", "interfaces", "routes", "firewall", "cgroups", "files")
 SETTLE_SECONDS = 10.0
@@ -31,7 +34,7 @@ SETTLE_SECONDS = 10.0
 class Machine:
     """A machine at one moment, as sets of words that a person can read.
 
-    labs: the labs that ran then; what is theirs is left out of the sets, for it comes and goes.
+    labs: the control groups of the labs that ran then.
     """
 
     labs: frozenset[str]
@@ -45,32 +48,35 @@ class Machine:
     files: frozenset[str]
 
     @classmethod
-    def look(cls, *, beside: Collection[str] | None = None, ignore: Iterable[Path] = ()) -> "Machine":
-        """The machine as it is now.
+    def look(cls, state: Path, labs: Collection[str] = ()) -> "Machine":
+        """The machine as it is now, without what is in the folder of the tests.
 
-        beside: labs that are none of our business; by default all that run. ignore: files of the tests.
+        state: the state of the tests, in their folder. labs: control groups of its labs to leave out. Labs
+        with another state are left out, too: they come and go, and are none of our business.
         """
         groups = list(_groups())
-        running = {found[1] for group in groups if (found := _LAB_GROUP.search(group))}
-        labs = frozenset(running if beside is None else beside)
-        ignored = tuple(map(str, ignore))
+        running = frozenset(found[1] for group in groups if (found := _LAB_GROUP.search(group)))
+        beside = frozenset(labs) | {group for group in running if not _is_below(state, group)}
         return cls(
-            labs=labs,
-            processes=frozenset(_processes(labs)),
-            namespaces=frozenset(_namespaces(labs)),
+            labs=running,
+            processes=frozenset(_processes(beside, state)),
+            namespaces=frozenset(_namespaces(beside)),
             mounts=frozenset(line.split()[4] for line in _text("/proc/self/mountinfo").splitlines()),
             interfaces=frozenset(path.name for path in Path("/sys/class/net").iterdir()),
             routes=frozenset(_routes()),
             firewall=frozenset(_firewall()),
-            cgroups=frozenset(group for group in groups if not _is_of(labs, group)),
-            files=frozenset(name for name in _files() if not (ignored and name.startswith(ignored))),
+            cgroups=frozenset(group for group in groups if not _is_of(beside, group)),
+            files=frozenset(name for name in _files() if not name.startswith(str(state.parent))),
         )
 
     def left_over(self, before: "Machine") -> dict[str, list[str]]:
         """What differs from an earlier look, by kind; what came is marked with + and what went with -."""
         found = {}
+        above_others = {group for group in self.cgroups | before.cgroups if group.endswith("/stacklab")}
         for kind in _KINDS:
             now, then = getattr(self, kind), getattr(before, kind)
+            if kind == "cgroups" and self.labs | before.labs:
+                now, then = now - above_others, then - above_others
             changes = [f"+ {each}" for each in now - then]
             if kind not in ("processes", "namespaces"):  # those of others may end meanwhile
                 changes += [f"- {each}" for each in then - now]
@@ -79,15 +85,63 @@ class Machine:
         return found
 
 
-def left_over_since(before: Machine, *, ignore: Iterable[Path] = ()) -> dict[str, list[str]]:
+def left_over_since(before: Machine, state: Path) -> dict[str, list[str]]:
     """What differs from `before`, after what is only short-lived has had 10 s to go."""
-    ignored = tuple(ignore)
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        found = Machine.look(beside=before.labs, ignore=ignored).left_over(before)
+        found = Machine.look(state, before.labs).left_over(before)
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.5)
+
+
+Family = dict[tuple[int, str], str]
+"""Processes by their id and start time, with their command lines."""
+
+
+def descendants(pid: int) -> Family:
+    """The process and all that it has started, and these have, and are still there."""
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        parent, start = _parent_and_start(int(folder.name))
+        parents.setdefault(parent, []).append((int(folder.name), start))
+    found, left = {}, [(pid, _parent_and_start(pid)[1])]
+    while left:
+        process = left.pop()
+        found[process] = _text(f"/proc/{process[0]}/cmdline").replace("\0", " ").strip()
+        left += parents.get(process[0], ())
+    return found
+
+
+def alive(family: Family) -> list[str]:
+    """The command lines of those that still run, but for the sealing of images, which is to outlive `up`."""
+    return [
+        words
+        for (pid, start), words in family.items()
+        if _parent_and_start(pid)[1] == start and "stacklab.images.digest" not in words
+    ]
+
+
+def name_of(pid: int) -> str:
+    """The name of a process's program, "" when it has ended."""
+    return _text(f"/proc/{pid}/comm").strip()
+
+
+def parent_of(pid: int) -> int:
+    """The id of a process's parent, 0 when it has ended."""
+    return _parent_and_start(pid)[0]
+
+
+def _parent_and_start(pid: int) -> tuple[int, str]:
+    """Fields 4 and 22 of /proc/PID/stat; a process that has ended, zombies among them, has no start time."""
+    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(fields[1]), fields[19]) if fields and fields[0] != "Z" else (0, "")
+
+
+def _is_below(state: Path, group: str) -> bool:
+    """Whether a control group is of a lab with that state; its name ends with a hash of the lab's folder."""
+    name = group.rpartition("-")[0]
+    return Namespace(state / "labs" / name, name).group == group
 
 
 def _text(file: str | Path) -> str:
@@ -108,13 +162,17 @@ def _is_of(labs: Collection[str], group: str) -> bool:
     return any(name in labs for name in _LAB_GROUP.findall(group))
 
 
-def _processes(labs: Collection[str]) -> Iterable[str]:
-    """The processes in a lab's control groups, and those that run a program which labs run."""
+def _processes(labs: Collection[str], state: Path) -> Iterable[str]:
+    """The processes in a lab's control groups, and those that run a program which labs run.
+
+    Unless they belong to another lab, or to the making of one.
+    """
     for folder in Path("/proc").glob("[0-9]*"):
         words = _text(folder / "cmdline").replace("\0", " ").strip()
         group = _text(folder / "cgroup")
+        whose = _STATE.search(_text(folder / "environ"))
         ours = _LAB_GROUP.search(group) or _PROGRAMS.search(words.partition(" ")[0])
-        if words and ours and not _is_of(labs, group):
+        if words and ours and not _is_of(labs, group) and (whose is None or whose[1] == str(state)):
             yield f"{folder.name} {words[:100]}"
 
 

@@ -2,17 +2,33 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stacklab.lab.namespace import Namespace
+
 Done = subprocess.CompletedProcess[str]
 LONG_ENOUGH = 1500.0  # seconds for the longest command, a cold `up` on two slow cores
+
+
+def wait_for(what: str, happens: Callable[[], Any], seconds: float) -> Any:
+    """The first true result of `happens`, asked again and again; fails the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = happens()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {seconds:.0f} s", pytrace=False)
+        time.sleep(0.2)
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,9 @@ class TestLab:
     def try_(self, verb: str, *arguments: str) -> Done:
         return self.program.try_(verb, "--lab", self.name, *arguments)
 
+    def start(self, verb: str, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
+        return self.program.start(verb, "--lab", self.name, *arguments, log=log)
+
     def exec(self, *argv: str) -> str:
         """Run a command in the lab's network with the cloud's credentials."""
         return self.run("exec", "--", *argv)
@@ -101,6 +120,22 @@ class TestLab:
         done = self.try_("events", "--output", "json", *options)
         return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
+    def steps(self, state: str) -> list[str]:
+        """The names of the steps that started, passed, ..., in order."""
+        return [event["data"]["name"] for event in self.events([f"step.{state}"])]
+
+    def once_only(self) -> list[str]:
+        """The commands that have passed on the nodes: steps that are not to be done a second time.
+
+        Units and ports are looked at each time.
+        """
+        commands = re.compile(r"identity$|.+/(database$|resources$|sync\.|init\.|final\.)")
+        return [name for name in self.steps("passed") if commands.match(name)]
+
+    @property
+    def namespace(self) -> Namespace:
+        return Namespace(self.program.state / "labs" / self.name, self.name)
+
     def processes(self) -> set[int]:
         """The ids of the lab's processes, by its control groups."""
         found = set()
@@ -109,6 +144,6 @@ class TestLab:
                 groups = (folder / "cgroup").read_text()
             except OSError:  # it has ended
                 continue
-            if any(f"/stacklab/{self.name}/" in f"{line}/" for line in groups.splitlines()):
+            if any(f"/stacklab/{self.namespace.group}/" in f"{line}/" for line in groups.splitlines()):
                 found.add(int(folder.name))
         return found
