@@ -1,11 +1,11 @@
 """What a lab is to be: the user's request resolved against the catalog, before anything is touched."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from stacklab.errors import UsageError
+from stacklab.errors import ModelError, Problem, UsageError
 from stacklab.lab.lab import Lab, LabSettings, nodes_of
 from stacklab.model.catalog import Catalog
 from stacklab.model.release import Release
@@ -117,7 +117,24 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     graph = catalog.graph(settings.profile)
     target = max(request.layer or 1, settings.layer)
     cuts = graph.cuts(target, settings.with_services, settings.without_services)
-    return Blueprint(settings, target, catalog.release(settings.release), cuts)
+    blueprint = Blueprint(settings, target, catalog.release(settings.release), cuts)
+    problems = list(_shared_ports(blueprint))
+    if problems:
+        raise ModelError(problems)
+    return blueprint
+
+
+def _shared_ports(blueprint: Blueprint) -> Iterator[Problem]:
+    """Ports that two services want on one node: the second would not start, and the first answer for it."""
+    for node in blueprint.nodes:
+        owners: dict[int, str] = {}
+        for service in blueprint.services:
+            for role, part in parts_on(service, node).items():
+                for index, port in enumerate(part.ports):
+                    owner = owners.setdefault(port, service.name)
+                    if owner != service.name:
+                        message = f"port {port} is taken by the service '{owner}' on node '{node.name}'"
+                        yield service.problem(message, "parts", role, "ports", index)
 
 
 def _merge(old: tuple[str, ...], more: tuple[str, ...], gone: tuple[str, ...]) -> tuple[str, ...]:

@@ -33,9 +33,10 @@ from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import ensure_secrets
 from stacklab.provide.provider import NodeState
 from stacklab.recipe import LAYER, deepest, recipe
-from stacklab.render import HostFacts, Rendered, Renderer
+from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
 from stacklab.restore import await_cloud, finish_thaw, images_at_hand, restore, store_of
 from stacklab.run import run_playbook
+from stacklab.steps import units_of_steps
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ class _Climb:
         """Bring one layer up on the nodes, check it, and record that the lab stands on it."""
         journal, layer = self.lab.journal, rendered.layer
         folder = self.lab.folder / "rendered" / f"layer-{layer}"
+        self._stop_gone_units(rendered, folder)
         rendered.write(folder)
         self._add_missing_packages(layer)
         with journal.step(f"layer {layer}"):
@@ -235,6 +237,15 @@ class _Climb:
         if self.store.find(LAYER, wanted) is None:
             profile = self.blueprint.settings.profile
             freeze(self.lab, self.store, LAYER, wanted, title=f"layer {layer} of {profile}")
+
+    def _stop_gone_units(self, rendered: Rendered, before: Path) -> None:
+        """Stop the units of services that the lab had when `before` was rendered, and has no more."""
+        for node in self.blueprint.nodes:
+            had = units_of_steps(before / "files" / node.name / STEPS_FILE.lstrip("/"))
+            gone = sorted(had - {unit for step in rendered.steps[node.name] for unit in step.units})
+            if gone:
+                with self.lab.journal.step("stop what is gone", node.name, units=gone):
+                    self.lab.run_on(node.name, ["systemctl", "disable", "--now", *gone])
 
     def _add_missing_packages(self, layer: int) -> None:
         """Install into running nodes what was not asked for when they were made."""

@@ -15,7 +15,7 @@ from stacklab.home import data_dir
 from stacklab.images.base import base_inputs
 from stacklab.images.store import Image, Store
 from stacklab.lab.secrets import placeholder_secrets
-from stacklab.render import HostFacts, Renderer
+from stacklab.render import HostFacts, Renderer, demands
 
 LAYER = "layer"
 # What brings a layer up, beside what is rendered for it.
@@ -35,7 +35,7 @@ def recipe(blueprint: Blueprint, layer: int, host: HostFacts, images: Mapping[st
             {"name": node.name, "address": node.address, "roles": list(node.roles)}
             for node in blueprint.nodes
         ],
-        "packages": {node.name: list(blueprint.packages(services, node)) for node in blueprint.nodes},
+        **demands(blueprint, layer),
         "files": {
             node: {path: file.digest for path, file in files.items()}
             for node, files in rendered.files.items()

@@ -29,7 +29,7 @@ from stacklab.steps import Scope, Step, final_steps, node_steps
 from stacklab.templating import service_environment, stacklab_environment
 
 JOBS = 4
-REGION = "RegionOne"
+STEPS_FILE = "/var/lib/stacklab/steps.json"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Rendered:
     playbook: str
     inventory: str
     images: Mapping[str, Path] = field(default_factory=dict)
+    demands: str = ""
 
     @property
     def key(self) -> str:
@@ -85,6 +86,7 @@ class Rendered:
             for path, file in sorted(files.items()):
                 digest.update(f"{node} {path} {file.digest}\n".encode())
         digest.update(self.playbook.encode())
+        digest.update(self.demands.encode())
         return digest.hexdigest()
 
     @property
@@ -109,6 +111,14 @@ class Rendered:
         remove_tree(folder)
         new.rename(folder)
         write_atomically(folder / "key", self.key)
+
+
+def demands(blueprint: Blueprint, layer: int) -> dict[str, Any]:
+    """What the layers up to `layer` want beside files and steps: packages by node, and checks."""
+    services = blueprint.up_to(layer)
+    checks = {service.name: [check.model_dump() for check in service.checks] for service in services}
+    packages = {node.name: list(blueprint.packages(services, node)) for node in blueprint.nodes}
+    return {"packages": packages, "checks": checks}
 
 
 class Renderer:
@@ -159,7 +169,7 @@ class Renderer:
             raise ModelError(problems)
         whole = {node: dict(tree) for node, tree in files.items()}
         for node, tree in whole.items():
-            tree["/var/lib/stacklab/steps.json"] = _steps_file(steps[node])
+            tree[STEPS_FILE] = _steps_file(steps[node])
             tree["/usr/lib/stacklab/register.py"] = RenderedFile(
                 (data_dir() / "playbooks" / "files" / "register.py").read_bytes(), mode=0o755
             )
@@ -174,6 +184,7 @@ class Renderer:
             self._playbook(number, services, bool(final), images),
             self._inventory(),
             images,
+            json.dumps(demands(self._blueprint, number)),
         )
 
     def _image_files(self, services: Sequence[Service]) -> dict[str, Path]:

@@ -6,6 +6,7 @@ Ansible-runner in the lab's network, each task and step recorded in the journal.
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import IO, Any
 
 from stacklab.errors import Interrupted, StepFailed
 from stacklab.home import data_dir
-from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED, Journal
+from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED
 from stacklab.lab.lab import Lab
 
 TAIL_LINES = 40
@@ -30,10 +31,10 @@ def run_playbook(lab: Lab, folder: Path) -> None:
     """
     import ansible_runner
 
-    recorder = _Recorder(lab.journal)
+    recorder = _Recorder(lab)
     work = lab.folder / "ansible"
     work.mkdir(exist_ok=True)
-    with _followed(lab, recorder), lab.namespace.network():
+    with _followed(lab, recorder), lab.namespace.network(), _own_signals():
         runner = ansible_runner.run(
             private_data_dir=str(work),
             project_dir=str(folder),
@@ -79,6 +80,18 @@ def _environment(lab: Lab) -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Take back the signals afterwards: ansible-runner keeps them, and the next Ctrl-C would go nowhere."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
     """Meanwhile, read what the nodes say of their steps as they go.
 
@@ -116,8 +129,9 @@ class _Recorder:
     Keeps the first failure.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._journal = lab.journal
         self._running: dict[tuple[str, str], int] = {}
         self._ended: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
@@ -146,7 +160,7 @@ class _Recorder:
             case "runner_on_failed" | "runner_on_unreachable":
                 result = data.get("res", {})
                 self._record_steps(node, result)
-                failure = _failure(node, task, result)
+                failure = _failure(self._lab.name, node, task, result)
                 self._journal.record(
                     "stacklab.task.failed", node, task=task, error=failure.message, detail=failure.detail
                 )
@@ -177,7 +191,8 @@ class _Recorder:
                 )
 
 
-def _failure(node: str, task: str, result: dict[str, Any]) -> StepFailed:
+def _failure(lab: str, node: str, task: str, result: dict[str, Any]) -> StepFailed:
+    again = f"`stacklab up --lab {lab}` goes on from here"
     failed = [step for step in result.get("steps", []) if step["state"] == "failed"]
     if failed:
         step = failed[0]
@@ -185,10 +200,8 @@ def _failure(node: str, task: str, result: dict[str, Any]) -> StepFailed:
         return StepFailed(
             f"{step['id']} failed on node '{node}'",
             detail=step.get("output", "").rstrip(),
-            hint=f"stacklab logs {service}; mend it, and `stacklab up` again goes on from here",
+            hint=f"stacklab logs {service} --lab {lab}; mend it, and {again}",
         )
     words = {key: result[key] for key in ("msg", "stdout", "stderr", "exception") if result.get(key)}
     detail = "\n".join(str(value) for value in words.values()) or json.dumps(result)[:2000]
-    return StepFailed(
-        f"task '{task}' failed on node '{node}'", detail=detail, hint="`stacklab up` again goes on from here"
-    )
+    return StepFailed(f"task '{task}' failed on node '{node}'", detail=detail, hint=again)

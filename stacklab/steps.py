@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from stacklab.blueprint import parts_on
@@ -244,3 +245,10 @@ def image_path(file: str) -> str:
 
 def _hash(*inputs: object) -> str:
     return hashlib.sha256(repr(inputs).encode()).hexdigest()
+
+
+def units_of_steps(file: Path) -> set[str]:
+    """The units that a file of steps, as it was rendered, starts; none where there is no such file."""
+    if not file.exists():
+        return set()
+    return {unit for step in json.loads(file.read_text()) for unit in step.get("units", ())}
