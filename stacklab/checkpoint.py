@@ -6,12 +6,13 @@ And clones, which start from one.
 import time
 from collections.abc import Sequence
 
-from stacklab.blueprint import UpRequest
+from stacklab.blueprint import UpRequest, resolve
 from stacklab.errors import UsageError
-from stacklab.freeze import freeze
+from stacklab.freeze import SECRETS, freeze
 from stacklab.images.store import Image, Store
 from stacklab.journal import Listener
 from stacklab.lab.lab import NAME, NAME_WORDS, Lab
+from stacklab.lab.secrets import renew_secrets
 from stacklab.restore import applied_keys, finish_thaw, made_of, restore, store_of
 
 CHECKPOINT = "checkpoint"
@@ -91,7 +92,7 @@ def clone(source: Lab, names: Sequence[str], listener: Listener, *, new_secrets:
                 lab.journal.subscribe(listener)
                 restore(lab, store, image)
                 if new_secrets:
-                    (lab.folder / "secrets.yaml").unlink()
+                    renew_secrets(lab.folder / SECRETS, resolve(lab, UpRequest(lab=lab.name)).services)
             if new_secrets:
                 _bring_up(lab, listener)
     return labs

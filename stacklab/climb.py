@@ -92,13 +92,15 @@ class _Climb:
         if self._runs():  # what is broken then is mended by doing it again
             self.lab.journal.forget(f"layer-{self.blueprint.target}/")
         self.lab.journal.record("stacklab.lab.planned", self.lab.name, steps=self._planned())
-        if not self._thaw():
-            self._make()
+        thawed = self._thaw()
+        started = None if thawed else self._make()
         guest = self._guest()
-        for layer in range(1, self.blueprint.target + 1):
-            rendered = self._render(layer, guest)
-            if not self.lab.journal.passed(rendered.applied_key):
-                self._apply(rendered)
+        layers = [self._render(layer, guest) for layer in range(1, self.blueprint.target + 1)]
+        wanted = [layer for layer in layers if not self.lab.journal.passed(layer.applied_key)]
+        if started and not wanted:
+            await_cloud(self.lab, started)
+        for layer in wanted:
+            self._apply(layer)
         return True
 
     def _thaw(self) -> bool:
@@ -114,16 +116,19 @@ class _Climb:
         self.secrets = self._secrets()
         return True
 
-    def _make(self) -> None:
-        """Have the nodes there and running; new ones start with the packages of the first layer."""
+    def _make(self) -> datetime | None:
+        """Have the nodes there and running; new ones start with the packages of the first layer.
+
+        Returns when nodes were started, if any had to be.
+        """
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self._guest)  # dpkg leaves a core free
             if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
                 self._make_nodes(self._image())
             moment = datetime.now(UTC)
-            if self.lab.start():
-                await_cloud(self.lab, moment)
+            started = self.lab.start()
             self._prove_kvm(coming.result())
+        return moment if started else None
 
     def _runs(self) -> bool:
         return self.lab.namespace.pid() is not None and all(
@@ -222,6 +227,8 @@ class _Climb:
         self._add_missing_packages(layer)
         with journal.step(f"layer {layer}"):
             run_playbook(self.lab, folder)
+        # A compute service that was started anew takes the instances that it finds half made for failed ones.
+        await_cloud(self.lab, datetime.now(UTC))
         with journal.step(f"layer {layer} checks", key=rendered.applied_key):
             check_layer(self.lab, self.blueprint, layer)
         settings = self.lab.settings

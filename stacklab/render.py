@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, TemplateError, TemplateSyntaxError
+from jinja2 import Environment, TemplateError, TemplateSyntaxError
 
 from stacklab.blueprint import Blueprint, parts_on
 from stacklab.errors import ModelError, Problem
@@ -144,8 +144,7 @@ class Renderer:
         self._ssh = ssh
         self._images = images or {}
         self._controller = next(node for node in blueprint.nodes if "controller" in node.roles)
-        self._environment = service_environment({})
-        self._environment.loader = FileSystemLoader(data_dir() / "profiles" / "fragments")
+        self._environment = service_environment()
 
     def text(self, text: str) -> str:
         """Render the text of a check's command. Raises jinja2.TemplateError."""

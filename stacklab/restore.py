@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import look_after_start
+from stacklab.check.cloud import Cloud
 from stacklab.errors import StepFailed, UsageError
 from stacklab.freeze import record_layers, thaw
 from stacklab.home import Home
@@ -123,9 +124,10 @@ def await_cloud(lab: Lab, started: datetime) -> None:
     if not settings.layer:
         return
     blueprint = _limited(resolve(lab, UpRequest(lab=lab.name)), settings.services)
+    cloud = Cloud.of(lab, blueprint, blueprint.target)
     with lab.journal.step("the cloud answers", lab.name):
         deadline = time.monotonic() + ANSWER_SECONDS
-        while missing := look_after_start(lab, blueprint, started):
+        while missing := look_after_start(cloud, started):
             if time.monotonic() > deadline:
                 raise StepFailed(
                     f"the cloud does not answer after {ANSWER_SECONDS:.0f} s",

@@ -4,20 +4,36 @@ Files of services use Jinja's own `{{ }}` and `{% %}`. Playbooks and libvirt's X
 that the braces of Ansible need no escaping. In both an undefined name is an error, never an empty string.
 """
 
-from collections.abc import Callable, Mapping
+import base64
+import hashlib
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stacklab.home import data_dir
 
 
-def service_environment(filters: Mapping[str, Callable[..., Any]]) -> Environment:
-    """For the templates and command texts in service folders."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    environment.filters.update(filters)
+def service_environment() -> Environment:
+    """For the templates and command texts in service folders; with the fragments that they may include."""
+    environment = Environment(
+        loader=FileSystemLoader(data_dir() / "profiles" / "fragments"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+    )
+    environment.filters["salted_sha256"] = salted_sha256
     return environment
+
+
+def salted_sha256(password: str) -> str:
+    """The filter `salted_sha256`: a password as RabbitMQ keeps it, in base64.
+
+    Four bytes of salt, then the SHA-256 of salt and password
+    (https://www.rabbitmq.com/docs/passwords#computing-password-hash). The salt comes from the password, so
+    that a file is rendered the same each time; these passwords are random, and never two the same.
+    """
+    salt = hashlib.sha256(f"salt {password}".encode()).digest()[:4]
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def stacklab_environment(folder: Path | None = None) -> Environment:

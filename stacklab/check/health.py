@@ -50,17 +50,22 @@ def look(lab: Lab, blueprint: Blueprint) -> list[str]:
         return [error.message]
 
 
-def look_after_start(lab: Lab, blueprint: Blueprint, moment: datetime) -> list[str]:
-    """What is wrong with a lab started at `moment`: as `look` finds it, and who has not reported since."""
-    missing = look(lab, blueprint)
-    types = {endpoint.type for service in blueprint.services for endpoint in service.identity.services}
-    if missing or "compute" not in types:
-        return missing
+def look_after_start(cloud: Cloud, moment: datetime) -> list[str]:
+    """What is wrong with a cloud whose lab was started at `moment`, with little work for its busy nodes.
+
+    What comes up last is asked for last: endpoints, compute services that have reported since, and then
+    everything that `look` asks for.
+    """
+    endpoints = [endpoint for service in cloud.services for endpoint in service.identity.services]
+    address = cloud.lab.controller.address
     try:
-        with lab.namespace.network():
-            return silent_since(Cloud.of(lab, blueprint, blueprint.target), moment)
+        with cloud.lab.namespace.network():
+            missing = ask_all([partial(answers, f"http://{address}:{each.port}/") for each in endpoints])
+            if not missing and any(each.type == "compute" for each in endpoints):
+                missing = silent_since(cloud, moment)
     except (Unmet, StepFailed) as error:
         return [str(error)]
+    return missing or look(cloud.lab, cloud.blueprint)
 
 
 def ask_all(questions: Sequence[Callable[[], list[str]]]) -> list[str]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from stacklab.lab.lab import Lab
 
 BOOT_SECONDS = 120.0
+# Without PAM a login makes no session of systemd, which costs more than the command that it is for.
+SSHD = "PasswordAuthentication no\nUseDNS no\nUsePAM no\n"
 
 
 def ssh_options(lab: "Lab") -> list[str]:
@@ -64,7 +66,7 @@ def identity_files(lab: "Lab", node: Node) -> dict[str, NodeFile]:
         "/etc/machine-id": NodeFile(f"{secrets.token_hex(16)}\n", 0o444),
         "/etc/ssh/ssh_host_ed25519_key": NodeFile((folder / f"host-{node.name}").read_text(), 0o600),
         "/etc/ssh/ssh_host_ed25519_key.pub": NodeFile((folder / f"host-{node.name}.pub").read_text()),
-        "/etc/ssh/sshd_config.d/stacklab.conf": NodeFile("PasswordAuthentication no\nUseDNS no\n"),
+        "/etc/ssh/sshd_config.d/stacklab.conf": NodeFile(SSHD),
         "/root/.ssh/authorized_keys": NodeFile((folder / "key.pub").read_text(), 0o600),
     }
 

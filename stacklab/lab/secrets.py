@@ -22,13 +22,22 @@ def ensure_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[st
         identifier(service.name): [identifier(name) for name in service.secrets] for service in services
     }
     complete = {
-        service: {name: _old(known, service, name) or secrets.token_hex(LENGTH_BYTES) for name in names}
+        service: {name: _old(known, service, name) or _make() for name in names}
         for service, names in wanted.items()
     }
     merged = {**known, **complete}
     if merged != known:
-        write_atomically(file, yaml.safe_dump(merged), mode=0o600)
+        _write(file, merged)
     return merged
+
+
+def renew_secrets(file: Path, services: Iterable[Service]) -> None:
+    """Put new secrets of `services` in place of those in the file, all at once."""
+    renewed = {
+        identifier(service.name): {identifier(name): _make() for name in service.secrets}
+        for service in services
+    }
+    _write(file, renewed)
 
 
 def placeholder_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[str, str]]:
@@ -50,3 +59,11 @@ def identifier(name: str) -> str:
 
 def _old(known: Mapping[str, Mapping[str, str]], service: str, name: str) -> str | None:
     return known.get(service, {}).get(name)
+
+
+def _make() -> str:
+    return secrets.token_hex(LENGTH_BYTES)
+
+
+def _write(file: Path, known: Mapping[str, Mapping[str, str]]) -> None:
+    write_atomically(file, yaml.safe_dump(known), mode=0o600)
