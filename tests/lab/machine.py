@@ -28,6 +28,7 @@ _STATE = re.compile(r"(?:^|\0)STACKLAB_STATE=([^\0]*)")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 _KINDS = ("processes", "namespaces", "mounts", "interfaces", "routes", "firewall", "cgroups", "files")
 SETTLE_SECONDS = 10.0
+TESTS_FOLDER = "/stacklab-test-"  # ours, and those of others who test on this machine
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Machine:
 
     @classmethod
     def look(cls, state: Path, labs: Collection[str] = ()) -> "Machine":
-        """The machine as it is now, without what is in the folder of the tests.
+        """The machine as it is now, without the folder of the tests.
 
         state: the state of the tests, in their folder. labs: control groups of its labs to leave out. Labs
         with another state are left out, too: they come and go, and are none of our business.
@@ -66,7 +67,7 @@ class Machine:
             routes=frozenset(_routes()),
             firewall=frozenset(_firewall()),
             cgroups=frozenset(group for group in groups if not _is_of(beside, group)),
-            files=frozenset(name for name in _files() if not name.startswith(str(state.parent))),
+            files=frozenset(name for name in _files() if TESTS_FOLDER not in name),
         )
 
     def left_over(self, before: "Machine") -> dict[str, list[str]]:
