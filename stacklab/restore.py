@@ -115,10 +115,10 @@ def start_and_await(lab: Lab) -> None:
     await_cloud(lab, moment if was_off else datetime.fromtimestamp(0, UTC))
 
 
-def await_cloud(lab: Lab, started: datetime) -> None:
+def await_cloud(lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS) -> None:
     """Wait until the services that are up in a lab answer, which was started at the moment `started`.
 
-    Raises StepFailed, with what is still missing, after 300 s.
+    Raises StepFailed, with what is still missing, after `seconds`.
     """
     settings = lab.settings
     if not settings.layer:
@@ -126,11 +126,11 @@ def await_cloud(lab: Lab, started: datetime) -> None:
     blueprint = _limited(resolve(lab, UpRequest(lab=lab.name)), settings.services)
     cloud = Cloud.of(lab, blueprint, blueprint.target)
     with lab.journal.step("the cloud answers", lab.name):
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + seconds
         while missing := look_after_start(cloud, started):
             if time.monotonic() > deadline:
                 raise StepFailed(
-                    f"the cloud does not answer after {ANSWER_SECONDS:.0f} s",
+                    f"the cloud does not answer after {seconds:.0f} s",
                     detail="\n".join(missing),
                     hint=f"stacklab logs SERVICE --lab {lab.name}",
                 )
