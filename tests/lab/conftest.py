@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stacklab.home import DEFAULT_CACHE
-from tests.lab.machine import TESTS_FOLDER, Machine
+from tests.lab.machine import Machine
 from tests.lab.program import Program, TestLab
 
 DOWNLOADS = "packages"
@@ -27,13 +27,14 @@ def program() -> Iterator[Program]:
     if os.geteuid() != 0:
         pytest.skip("building a lab needs root")
     # /var/tmp is on a disk, where /tmp may be memory; and the sockets of a lab need a short path.
-    folder = Path(tempfile.mkdtemp(prefix=TESTS_FOLDER.strip("/"), dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="stacklab-test-", dir="/var/tmp"))
     program = Program(state=folder / "state", cache=_cache(folder))
     try:
         yield program
-        for lab in sorted((program.state / "labs").glob("*")):
-            program.try_("destroy", "--lab", lab.name, "--yes")
     finally:
+        program.end()
+        for lab in sorted((program.state / "labs").glob("*")):
+            program.run("destroy", "--lab", lab.name, "--yes")
         shutil.rmtree(folder, ignore_errors=True)
 
 

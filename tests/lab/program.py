@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -76,6 +77,19 @@ class Program:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+
+    def end(self) -> None:
+        """Kill what still runs of the commands of a session that was cut off: they hold the locks of labs."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                own = f"STACKLAB_STATE={self.state}".encode() in (folder / "environ").read_bytes().split(
+                    b"\0"
+                )
+            except OSError:  # it has ended
+                continue
+            if own and words[1:3] == [b"-m", b"stacklab"]:
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
