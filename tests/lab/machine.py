@@ -28,17 +28,17 @@ _STATE = re.compile(r"(?:^|\0)STACKLAB_STATE=([^\0]*)")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 _KINDS = ("processes", "namespaces", "mounts", "interfaces", "routes", "firewall", "cgroups", "files")
 SETTLE_SECONDS = 10.0
-TESTS_FOLDER = "/stacklab-test-"  # ours, and those of others who test on this machine
 
 
 @dataclass(frozen=True)
 class Machine:
     """A machine at one moment, as sets of words that a person can read.
 
-    labs: the control groups of the labs that ran then.
+    labs: the control groups of labs of the tests that were left out. shared: labs of others ran.
     """
 
     labs: frozenset[str]
+    shared: bool
     processes: frozenset[str]
     namespaces: frozenset[str]
     mounts: frozenset[str]
@@ -50,16 +50,18 @@ class Machine:
 
     @classmethod
     def look(cls, state: Path, labs: Collection[str] = ()) -> "Machine":
-        """The machine as it is now, without the folder of the tests.
+        """The machine as it is now, without what is in the folder of the tests.
 
         state: the state of the tests, in their folder. labs: control groups of its labs to leave out. Labs
         with another state are left out, too: they come and go, and are none of our business.
         """
         groups = list(_groups())
         running = frozenset(found[1] for group in groups if (found := _LAB_GROUP.search(group)))
-        beside = frozenset(labs) | {group for group in running if not _is_below(state, group)}
+        others = {group for group in running if not _is_below(state, group)}
+        beside = others.union(labs)
         return cls(
-            labs=running,
+            labs=frozenset(labs),
+            shared=bool(others),
             processes=frozenset(_processes(beside, state)),
             namespaces=frozenset(_namespaces(beside)),
             mounts=frozenset(line.split()[4] for line in _text("/proc/self/mountinfo").splitlines()),
@@ -67,7 +69,7 @@ class Machine:
             routes=frozenset(_routes()),
             firewall=frozenset(_firewall()),
             cgroups=frozenset(group for group in groups if not _is_of(beside, group)),
-            files=frozenset(name for name in _files() if TESTS_FOLDER not in name),
+            files=frozenset(name for name in _files() if not name.startswith(str(state.parent))),
         )
 
     def left_over(self, before: "Machine") -> dict[str, list[str]]:
@@ -76,7 +78,7 @@ class Machine:
         above_others = {group for group in self.cgroups | before.cgroups if group.endswith("/stacklab")}
         for kind in _KINDS:
             now, then = getattr(self, kind), getattr(before, kind)
-            if kind == "cgroups" and self.labs | before.labs:
+            if kind == "cgroups" and (self.shared or before.shared):
                 now, then = now - above_others, then - above_others
             changes = [f"+ {each}" for each in now - then]
             if kind not in ("processes", "namespaces"):  # those of others may end meanwhile

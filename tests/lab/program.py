@@ -88,7 +88,7 @@ class Program:
                 )
             except OSError:  # it has ended
                 continue
-            if own and words[1:3] == [b"-m", b"stacklab"]:
+            if f"STACKLAB_STATE={self.state}".encode() in variables and words[1:3] == [b"-m", b"stacklab"]:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 

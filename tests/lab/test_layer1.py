@@ -112,7 +112,7 @@ def second(program: Program, layer1: TestLab) -> Iterator[TestLab]:
 @pytest.fixture(scope="class")
 def before_second(program: Program, layer1: TestLab) -> Machine:
     """The machine with one lab on it, before there is a second."""
-    return Machine.look(program.state)
+    return Machine.look(program.state, labs=[layer1.namespace.group])
 
 
 @pytest.fixture(scope="class")
