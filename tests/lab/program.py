@@ -80,15 +80,14 @@ class Program:
 
     def end(self) -> None:
         """Kill what still runs of the commands of a session that was cut off: they hold the locks of labs."""
+        ours = f"STACKLAB_STATE={self.state}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                own = f"STACKLAB_STATE={self.state}".encode() in (folder / "environ").read_bytes().split(
-                    b"\0"
-                )
+                variables = (folder / "environ").read_bytes().split(b"\0")
             except OSError:  # it has ended
                 continue
-            if f"STACKLAB_STATE={self.state}".encode() in variables and words[1:3] == [b"-m", b"stacklab"]:
+            if ours in variables and words[1:3] == [b"-m", b"stacklab"]:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 

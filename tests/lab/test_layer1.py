@@ -6,6 +6,8 @@ is killed half-way, resumed, lives beside the first for a while and is destroyed
 
 import json
 import os
+import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +20,6 @@ from tests.lab.machine import Machine, alive, descendants, left_over_since, name
 from tests.lab.program import LONG_ENOUGH, Program, TestLab, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-WITH_HELLO = ("--with", "hello", "--path", str(EXAMPLES))
 IMAGE_SECONDS = 300.0  # for an emulated instance to boot and answer
 END_SECONDS = 15.0  # for processes that are on their way out
 API_SECONDS = 240.0  # for the services of a node that was just switched on
@@ -100,13 +101,20 @@ class TestOneLab:
 
 @pytest.fixture(scope="class")
 def second(program: Program, layer1: TestLab) -> Iterator[TestLab]:
-    """The name of a second lab, not built yet; destroyed at the end.
-
-    With a service more than the first has, it cannot be thawed from the first one's layer: it is built.
-    """
+    """The name of a second lab, not built yet; destroyed at the end."""
     lab = TestLab(program, "test-two")
     yield lab
     lab.try_("destroy", "--yes")
+
+
+@pytest.fixture(scope="class")
+def unknown_service(program: Program) -> list[str]:
+    """Options for a service that no lab has ever had: there is no layer to thaw, and `up` builds one."""
+    folder = program.state.parent / "unknown"
+    shutil.copytree(EXAMPLES, folder)
+    with (folder / "services/hello/files/etc/hello.ini.j2").open("a") as file:
+        file.write(f"# {secrets.token_hex()}\n")
+    return ["--with", "hello", "--path", str(folder)]
 
 
 @pytest.fixture(scope="class")
@@ -117,11 +125,14 @@ def before_second(program: Program, layer1: TestLab) -> Machine:
 
 @pytest.fixture(scope="class")
 def running_up(
-    second: TestLab, before_second: Machine, tmp_path_factory: pytest.TempPathFactory
+    second: TestLab,
+    before_second: Machine,
+    unknown_service: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """An `up` of the second lab in the middle of its work on the node."""
     log = tmp_path_factory.mktemp("up") / "up.log"
-    up = second.start("up", "--layer", "1", *WITH_HELLO, log=log)
+    up = second.start("up", "--layer", "1", *unknown_service, log=log)
     try:
         wait_for(
             "the schema of a database",
@@ -201,7 +212,7 @@ class TestAServiceFromOutside:
     """docs/how-to/add-a-service.md, step 4."""
 
     def test_it_joins_a_lab_that_stands(self, layer1: TestLab) -> None:
-        layer1.up(*WITH_HELLO)
+        layer1.up("--with", "hello", "--path", str(EXAMPLES))
         (entry,) = (each for each in layer1.openstack("catalog", "list") if each["Name"] == "hello")
         assert entry["Type"] == "greeting"
         ask = "import urllib.request as u; print(u.urlopen('http://10.20.0.11:8099/').read().decode())"
