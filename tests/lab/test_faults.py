@@ -83,6 +83,7 @@ def started(up: "subprocess.Popen[bytes]", log: Path, what: str, happens: bool) 
     return happens
 
 
+@pytest.mark.slow
 class TestWhileImagesAreBuilt:
     def test_a_full_disk_is_named_and_leaves_no_image(self, unlucky: TestLab, cache: Path, log: Path) -> None:
         up = unlucky.start("up", *UP, log=log)
@@ -120,6 +121,7 @@ class TestWhileImagesAreBuilt:
         assert [name for name in images(cache) if name.startswith("packages")] == []
 
 
+@pytest.mark.slow
 class TestWhileStepsRun:
     def test_ctrl_c_ends_all_that_up_has_started(self, unlucky: TestLab, cache: Path, log: Path) -> None:
         up = unlucky.start("up", *UP, log=log)
@@ -165,6 +167,7 @@ def sessions(lab: TestLab) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 class TestALabThatStands:
     def test_up_mends_a_service_that_was_stopped(self, unlucky: TestLab) -> None:
         unlucky.run("ssh", "controller", "--", "systemctl stop keystone")
