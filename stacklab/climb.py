@@ -15,6 +15,7 @@ from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import check_layer, is_healthy
+from stacklab.children import BOUND_TREE
 from stacklab.errors import StepFailed
 from stacklab.freeze import freeze
 from stacklab.home import Home
@@ -23,7 +24,7 @@ from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
 from stacklab.host.checks import preflight
 from stacklab.images.base import ensure_base
-from stacklab.images.command import PRIVATE, run_logged
+from stacklab.images.command import run_logged
 from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, build_guest, guest_inputs
 from stacklab.images.packages import Downloads, ensure_packages, install_command
@@ -275,4 +276,4 @@ class _Climb:
                     prefix, root = self.lab.provider.root_view(node)
                     install = install_command(root, missing, self.downloads)
                     with self.downloads.locked():
-                        run_logged([*prefix, *PRIVATE, *install], self.log, "installing the packages")
+                        run_logged([*prefix, *BOUND_TREE, *install], self.log, "installing the packages")

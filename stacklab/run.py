@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from stacklab.children import BOUND, BOUND_TREE
 from stacklab.errors import Interrupted, StepFailed
 from stacklab.home import data_dir
 from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED
@@ -21,7 +22,6 @@ from stacklab.lab.lab import Lab
 
 TAIL_LINES = 40
 FOLLOW_STEPS = ("tail", "--lines=0", "--follow=name", "--retry", "/var/log/stacklab/steps.jsonl")
-ENDS_WITH_US = ("setpriv", "--pdeathsig", "TERM")  # however we end
 
 
 def run_playbook(lab: Lab, folder: Path) -> None:
@@ -35,7 +35,7 @@ def run_playbook(lab: Lab, folder: Path) -> None:
     work = lab.folder / "ansible"
     work.mkdir(exist_ok=True)
     with _followed(lab, recorder), lab.namespace.network(), _own_signals():
-        runner = ansible_runner.run(
+        runner = ansible_runner.interface.init_runner(
             private_data_dir=str(work),
             project_dir=str(folder),
             inventory=str(folder / "inventory.yml"),
@@ -46,6 +46,8 @@ def run_playbook(lab: Lab, folder: Path) -> None:
             envvars=_environment(lab),
             event_handler=recorder.take,
         )
+        runner.config.command = [*BOUND_TREE, *runner.config.command]
+        runner.run()
     if recorder.failure:
         raise recorder.failure
     if runner.status == "canceled":
@@ -99,7 +101,7 @@ def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
     """
     tails = {
         node.name: subprocess.Popen(
-            [*ENDS_WITH_US, *lab.ssh_command(node.name, FOLLOW_STEPS)],
+            [*BOUND, *lab.ssh_command(node.name, FOLLOW_STEPS)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Checking, Unmet, ask
+from stacklab.children import BOUND
 from stacklab.errors import Interrupted
 from stacklab.model.service import Service
 
@@ -45,7 +46,7 @@ def run_command(
     name: what to call it. Raises Unmet with the end of its output, Interrupted when `stopping` is set.
     """
     process = subprocess.Popen(
-        argv,
+        [*BOUND, *argv],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stacklab.children import BOUND_TREE
 from stacklab.files import write_atomically
 from stacklab.host.apt import Mirror
-from stacklab.images.command import PRIVATE, run_logged
+from stacklab.images.command import run_logged
 from stacklab.images.store import Image, Store
 from stacklab.model.release import Release
 
@@ -56,7 +57,7 @@ def ensure_base(store: Store, release: Release, mirror: Mirror, archives: Path, 
 
     def build(folder: Path) -> None:
         command = _mmdebstrap(folder / "tree", release, mirror, archives)
-        run_logged([*PRIVATE, *command], log, f"mmdebstrap of {release.suite}")
+        run_logged([*BOUND_TREE, *command], log, f"mmdebstrap of {release.suite}")
         (folder / "tree" / "etc" / "machine-id").write_text("")
         write_atomically(folder / "tree" / "etc" / "systemd" / "journald.conf.d" / "stacklab.conf", JOURNALD)
         for key in (folder / "tree" / "etc" / "ssh").glob("ssh_host_*"):

@@ -7,12 +7,6 @@ from pathlib import Path
 from stacklab.errors import StepFailed
 
 TAIL_LINES = 25
-# A prefix: the command, and all that it starts, ends with us, however we end. A build that nobody waits for
-# any more would write on, into what the next one makes.
-PRIVATE = (
-    *("setpriv", "--pdeathsig", "KILL"),
-    *("unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"),
-)
 FULL = "No space left on device"
 
 

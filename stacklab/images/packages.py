@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stacklab import lock
+from stacklab.children import BOUND_TREE
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
-from stacklab.images.command import PRIVATE, run_logged
+from stacklab.images.command import run_logged
 from stacklab.images.store import Image, Store
 
 REVISION = 1  # raise it when what is done below, or in templates/images/install-packages, changes
@@ -70,7 +71,7 @@ def ensure_packages(
         mount = f'mount -t overlay -o "{options}" overlay "{parts["root"]}" && exec "$@"'
         install = install_command(parts["root"], packages, downloads)
         with downloads.locked():
-            run_logged([*PRIVATE, "sh", "-c", mount, "sh", *install], log, "installing the packages")
+            run_logged([*BOUND_TREE, "sh", "-c", mount, "sh", *install], log, "installing the packages")
         for name in ("work", "root"):
             remove_tree(parts[name])
 

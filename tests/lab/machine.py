@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from stacklab.lab.namespace import Namespace
 
 # Only entries with one of these words count in folders that other programs use as well.
@@ -133,6 +135,15 @@ def name_of(pid: int) -> str:
 def parent_of(pid: int) -> int:
     """The id of a process's parent, 0 when it has ended."""
     return _parent_and_start(pid)[0]
+
+
+def await_end(family: Family, seconds: float = SETTLE_SECONDS) -> None:
+    """Wait until all of them have ended; fails the test with those that have not."""
+    deadline = time.monotonic() + seconds
+    while left := alive(family):
+        if time.monotonic() > deadline:
+            pytest.fail("\n".join((f"still there after {seconds:.0f} s:", *left)), pytrace=False)
+        time.sleep(0.2)
 
 
 def _parent_and_start(pid: int) -> tuple[int, str]:

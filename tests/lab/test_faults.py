@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.machine import Machine, alive, descendants, left_over_since, name_of
+from tests.lab.machine import Machine, await_end, descendants, left_over_since, name_of
 from tests.lab.program import Program, TestLab, wait_for
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -117,7 +117,7 @@ class TestWhileImagesAreBuilt:
             up.kill()
             up.wait()
         assert any("dpkg" in words for words in family.values())
-        wait_for("the end of the build's processes", lambda: not alive(family), END_SECONDS)
+        await_end(family)
         assert [name for name in images(cache) if name.startswith("packages")] == []
 
 
@@ -139,7 +139,7 @@ class TestWhileStepsRun:
             up.wait()
         assert [words for words in family.values() if "ansible-playbook" in words]
         assert [words for words in family.values() if "tail" in words]
-        wait_for("the end of Ansible and of what follows the steps", lambda: not alive(family), END_SECONDS)
+        await_end(family)
         assert "goes on from here" in log.read_text()
         wait_for("the end of the steps on the node", lambda: not sessions(unlucky), END_SECONDS)
 

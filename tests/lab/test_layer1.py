@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.lab.machine import Machine, alive, descendants, left_over_since, name_of, parent_of
+from tests.lab.machine import Machine, await_end, descendants, left_over_since, name_of, parent_of
 from tests.lab.program import LONG_ENOUGH, Program, TestLab, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IMAGE_SECONDS = 300.0  # for an emulated instance to boot and answer
-END_SECONDS = 15.0  # for processes that are on their way out
 API_SECONDS = 240.0  # for the services of a node that was just switched on
 
 
@@ -160,7 +159,7 @@ class TestASecondLab:
         family = descendants(running_up.pid)
         running_up.kill()
         running_up.wait()
-        wait_for("the end of what `up` has started", lambda: not alive(family), END_SECONDS)
+        await_end(family)
         done = second.once_only()
         assert "packages" in second.steps("passed")
         assert any("/sync." in name for name in done)
