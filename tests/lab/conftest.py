@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stacklab.home import DEFAULT_CACHE
-from tests.lab.machine import Machine
+from tests.lab.machine import TESTS_FOLDER, Machine
 from tests.lab.program import Program, TestLab
 
 DOWNLOADS = "packages"
@@ -27,7 +27,7 @@ def program() -> Iterator[Program]:
     if os.geteuid() != 0:
         pytest.skip("building a lab needs root")
     # /var/tmp is on a disk, where /tmp may be memory; and the sockets of a lab need a short path.
-    folder = Path(tempfile.mkdtemp(prefix="stacklab-test-", dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix=TESTS_FOLDER.strip("/"), dir="/var/tmp"))
     program = Program(state=folder / "state", cache=_cache(folder))
     try:
         yield program

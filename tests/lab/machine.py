@@ -30,6 +30,7 @@ _STATE = re.compile(r"(?:^|\0)STACKLAB_STATE=([^\0]*)")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 _KINDS = ("processes", "namespaces", "mounts", "interfaces", "routes", "firewall", "cgroups", "files")
 SETTLE_SECONDS = 10.0
+TESTS_FOLDER = "/stacklab-test-"  # ours, and those of others who test on this machine
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Machine:
 
     @classmethod
     def look(cls, state: Path, labs: Collection[str] = ()) -> "Machine":
-        """The machine as it is now, without what is in the folder of the tests.
+        """The machine as it is now, without the folder of the tests.
 
         state: the state of the tests, in their folder. labs: control groups of its labs to leave out. Labs
         with another state are left out, too: they come and go, and are none of our business.
@@ -71,7 +72,7 @@ class Machine:
             routes=frozenset(_routes()),
             firewall=frozenset(_firewall()),
             cgroups=frozenset(group for group in groups if not _is_of(beside, group)),
-            files=frozenset(name for name in _files() if not name.startswith(str(state.parent))),
+            files=frozenset(name for name in _files() if TESTS_FOLDER not in name),
         )
 
     def left_over(self, before: "Machine") -> dict[str, list[str]]:
@@ -192,7 +193,8 @@ def _processes(labs: Collection[str], state: Path) -> Iterable[str]:
 
 def _namespaces(labs: Collection[str]) -> Iterable[str]:
     for folder in Path("/proc").glob("[0-9]*"):
-        if _is_of(labs, _text(folder / "cgroup")):
+        has_ended = not _parent_and_start(int(folder.name))[1]
+        if has_ended or _is_of(labs, _text(folder / "cgroup")):
             continue
         for kind in _NAMESPACES:
             try:
