@@ -1,8 +1,9 @@
 """What a lab is to be: the user's request resolved against the catalog, before anything is touched."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from stacklab.errors import ModelError, Problem, UsageError
@@ -11,6 +12,7 @@ from stacklab.model.catalog import Catalog
 from stacklab.model.release import Release
 from stacklab.model.service import Part, Service
 from stacklab.provide.provider import Node
+from stacklab.versions import FILE, Versions, read_versions, refuse_unlocked, versions_kept
 
 DEFAULT_PROFILE = "openstack"
 DEFAULT_TOPOLOGY = "all-in-one"
@@ -31,6 +33,8 @@ class UpRequest:
     without_services: tuple[str, ...] = ()
     offline: bool = False
     path: tuple[Path, ...] = ()
+    locked: Path | None = None
+    """A file with the exact versions of all packages."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,14 @@ class Blueprint:
     """A lab, resolved: what its settings will be, and which services make up each of its layers.
 
     cuts: the services of layer 1, 2, ... up to the layer asked for; each in an order that its requirements
-    allow.
+    allow. versions: those of all packages; None for what the mirror has.
     """
 
     settings: LabSettings
     target: int
     release: Release
     cuts: tuple[tuple[Service, ...], ...]
+    versions: Versions | None = None
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -86,6 +91,9 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     or for a layer that is not built yet; ModelError for what is wrong in the files.
     """
     standing = lab.settings if lab.exists else None
+    versions = versions_kept(lab)
+    if request.locked is not None:
+        request, versions = _locked(lab, request, request.locked, standing is not None)
     path = request.path or (tuple(map(Path, standing.path)) if standing else ())
     catalog = Catalog.load(path)
     if standing is None:
@@ -117,11 +125,34 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     graph = catalog.graph(settings.profile)
     target = max(request.layer or 1, settings.layer)
     cuts = graph.cuts(target, settings.with_services, settings.without_services)
-    blueprint = Blueprint(settings, target, catalog.release(settings.release), cuts)
+    blueprint = Blueprint(settings, target, catalog.release(settings.release), cuts, versions)
     problems = list(_shared_ports(blueprint))
     if problems:
         raise ModelError(problems)
+    if versions is not None:
+        wanted = (blueprint.packages(blueprint.services, node) for node in blueprint.nodes)
+        refuse_unlocked(versions, request.locked or lab.folder / FILE, chain.from_iterable(wanted))
     return blueprint
+
+
+def _locked(lab: Lab, request: UpRequest, file: Path, stands: bool) -> tuple[UpRequest, Versions]:
+    """The request, for what the versions in `file` were locked of, and these.
+
+    Raises UsageError when a lab that stands was built by others, or when something else is asked for.
+    """
+    versions = read_versions(file)
+    if stands and versions != versions_kept(lab):
+        raise UsageError(
+            f"lab '{lab.name}' is not built by the versions in {file}",
+            hint=f"stacklab destroy --lab {lab.name}, or take another name with --lab",
+        )
+    for what, asked, locked in (
+        ("profile", request.profile, versions.profile),
+        ("release", request.release, versions.release),
+    ):
+        if asked not in (None, locked):
+            raise UsageError(f"{file} is of the {what} '{locked}', not '{asked}'")
+    return replace(request, profile=versions.profile, release=versions.release), versions
 
 
 def _shared_ports(blueprint: Blueprint) -> Iterator[Problem]:

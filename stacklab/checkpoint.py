@@ -14,6 +14,7 @@ from stacklab.journal import Listener
 from stacklab.lab.lab import NAME, NAME_WORDS, Lab
 from stacklab.lab.secrets import renew_secrets
 from stacklab.restore import applied_keys, finish_thaw, made_of, restore, store_of
+from stacklab.versions import keep_versions, versions_kept
 
 CHECKPOINT = "checkpoint"
 
@@ -88,6 +89,7 @@ def clone(source: Lab, names: Sequence[str], listener: Listener, *, new_secrets:
             settings = source.settings
         for lab in labs:
             with lab.locked():
+                keep_versions(lab, versions_kept(source))
                 lab.save(settings.model_copy(update={"thawing": image.name}))
                 lab.journal.subscribe(listener)
                 restore(lab, store, image)

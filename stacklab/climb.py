@@ -23,22 +23,24 @@ from stacklab.host import kvm
 from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
 from stacklab.host.checks import preflight
-from stacklab.images.base import ensure_base
+from stacklab.images.base import base_inputs, ensure_base
 from stacklab.images.command import run_logged
 from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, build_guest, guest_inputs
-from stacklab.images.packages import Downloads, ensure_packages, install_command
+from stacklab.images.packages import Downloads, ensure_packages, install_command, packages_inputs
 from stacklab.images.store import Image
 from stacklab.journal import Listener
 from stacklab.lab.access import ensure_keys, identity_files, ssh_options
 from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import ensure_secrets
+from stacklab.model.release import Release
 from stacklab.provide.provider import NodeState
-from stacklab.recipe import LAYER, deepest, recipe
+from stacklab.recipe import LAYER, deepest, first_packages, recipe
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
 from stacklab.restore import await_cloud, finish_thaw, images_at_hand, restore, store_of
 from stacklab.run import run_playbook
 from stacklab.steps import units_of_steps
+from stacklab.versions import keep_versions, refuse_gone
 
 RESTART_SECONDS = 60.0
 
@@ -66,6 +68,8 @@ def up(home: Home, request: UpRequest, listener: Listener) -> Summary:
     blueprint = resolve(lab, request)
     with lab.locked():
         host = preflight(home, blueprint, online=not request.offline)
+        _refuse_gone_versions(home, blueprint, online=not request.offline)
+        keep_versions(lab, blueprint.versions)
         lab.save(blueprint.settings)
         lab.journal.subscribe(listener)
         climb = _Climb(lab, blueprint, host, online=not request.offline)
@@ -74,6 +78,29 @@ def up(home: Home, request: UpRequest, listener: Listener) -> Summary:
         summary = Summary(blueprint.target, changed, round(time.monotonic() - began, 3))
         lab.journal.record("stacklab.lab.ready", lab.name, **asdict(summary))
     return summary
+
+
+def _refuse_gone_versions(home: Home, blueprint: Blueprint, *, online: bool) -> None:
+    """Raises HostUnfit when the versions that a lab is to have are in no image and gone from the mirror."""
+    if blueprint.versions is None:
+        return
+    store, release = store_of(home), blueprint.release
+    base = store.find("base", base_inputs(release))
+    wanted = first_packages(blueprint)
+    if base and store.find("packages", packages_inputs(base, wanted, blueprint.versions)):
+        return
+    archive = _archive(release, Downloads(home.cache / "packages", online))
+    refuse_gone(blueprint.versions, archive)
+
+
+def _archive(release: Release, downloads: Downloads) -> Archive:
+    """The packages of a release, with lists that are as new as can be."""
+    archive = Archive(
+        host_mirror(), release.pockets, downloads.folder / "guest", components=release.components
+    )
+    if downloads.online:
+        archive.update()
+    return archive
 
 
 class _Climb:
@@ -177,12 +204,11 @@ class _Climb:
             base = ensure_base(
                 self.store, self.blueprint.release, host_mirror(), self.downloads.base, self.log
             )
-        first = self.blueprint.up_to(1)
-        packages = sorted(
-            {name for node in self.blueprint.nodes for name in self.blueprint.packages(first, node)}
-        )
+        packages = first_packages(self.blueprint)
         with journal.step("packages"):
-            return ensure_packages(self.store, base, packages, self.downloads, self.log)
+            return ensure_packages(
+                self.store, base, packages, self.downloads, self.log, self.blueprint.versions
+            )
 
     def _guest(self) -> Guest:
         """The guest, built when the cache has none."""
@@ -190,15 +216,7 @@ class _Climb:
 
         def build(folder: Path) -> None:
             with self.lab.journal.step("guest image"), tempfile.TemporaryDirectory(dir=folder) as work:
-                archive = Archive(
-                    host_mirror(),
-                    release.pockets,
-                    self.downloads.folder / "guest",
-                    components=release.components,
-                )
-                if self.downloads.online:
-                    archive.update()
-                build_guest(folder, archive, Path(work))
+                build_guest(folder, _archive(release, self.downloads), Path(work))
 
         return Guest.at(self.store.ensure("guest", guest_inputs(release.pockets), build).folder)
 
@@ -274,6 +292,6 @@ class _Climb:
             if missing:
                 with self.lab.journal.step("more packages", node.name):
                     prefix, root = self.lab.provider.root_view(node)
-                    install = install_command(root, missing, self.downloads)
+                    install = install_command(root, missing, self.downloads, self.blueprint.versions)
                     with self.downloads.locked():
                         run_logged([*prefix, *BOUND_TREE, *install], self.log, "installing the packages")

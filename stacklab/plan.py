@@ -1,10 +1,11 @@
 """What `up` would do: images, steps, files and their differences. Nothing is touched."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stacklab.blueprint import UpRequest, resolve
+from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.base import base_inputs
@@ -16,7 +17,8 @@ from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import placeholder_secrets
 from stacklab.provide.provider import NodeState
-from stacklab.render import Rendered, Renderer, differences
+from stacklab.recipe import LAYER, changes, deepest, first_packages, recipe
+from stacklab.render import HostFacts, Rendered, Renderer, differences
 from stacklab.steps import Step
 
 
@@ -27,6 +29,20 @@ class PlannedImage:
     kind: str
     key: str
     cached: bool
+
+
+@dataclass(frozen=True)
+class PlannedStart:
+    """What a new lab starts from.
+
+    image: the name of an image that matches, of the layer `layer`; empty and 0 where none does. closest: of
+    those of a higher layer that do not match, the name of the one with fewest differences, and the reasons.
+    """
+
+    image: str = ""
+    layer: int = 0
+    closest: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,13 +70,17 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that `up` would do. nodes: the nodes that would be made."""
+    """All that `up` would do.
+
+    nodes: the nodes that would be made. start: what they start from, when all of them are new.
+    """
 
     lab: str
     layer: int
     images: tuple[PlannedImage, ...]
     nodes: tuple[str, ...]
     layers: tuple[PlannedLayer, ...]
+    start: PlannedStart | None = None
 
 
 def make_plan(home: Home, request: UpRequest) -> Plan:
@@ -76,24 +96,48 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
     images = []
     if absent:
         inputs = base_inputs(blueprint.release)
-        packages = {name for node in blueprint.nodes for name in blueprint.packages(blueprint.services, node)}
+        packages = first_packages(blueprint)
         images.append(_planned_image(store, "base", inputs))
         base = store.find("base", inputs)
         if base:
-            images.append(_planned_image(store, "packages", packages_inputs(base, sorted(packages))))
+            images.append(
+                _planned_image(store, "packages", packages_inputs(base, packages, blueprint.versions))
+            )
     secrets = placeholder_secrets(lab.folder / "secrets.yaml", blueprint.services)
     guest = store.find("guest", guest_inputs(blueprint.release.pockets))
     images_at_hand = {GUEST_FILE: Guest.at(guest.folder).disk} if guest else {}
-    renderer = Renderer(lab.name, blueprint, secrets, host_facts(home), ssh_options(lab), images_at_hand)
+    host = host_facts(home)
+    renderer = Renderer(lab.name, blueprint, secrets, host, ssh_options(lab), images_at_hand)
+    is_new = len(absent) == len(blueprint.nodes)
+    start = _start(store, blueprint, host, images_at_hand) if is_new else None
     layers = []
     for number in range(1, blueprint.target + 1):
         rendered = renderer.layer(number)
         before = lab.folder / "rendered" / f"layer-{number}"
+        if start and number <= start.layer:
+            continue
         if lab.exists and lab.journal.passed(rendered.applied_key):
             continue
         services = tuple(service.name for service in blueprint.cuts[number - 1])
         layers.append(PlannedLayer(number, services, _steps(rendered), tuple(_files(before, rendered))))
-    return Plan(lab.name, blueprint.target, tuple(images), absent, tuple(layers))
+    return Plan(lab.name, blueprint.target, tuple(images), absent, tuple(layers), start)
+
+
+def _start(
+    store: Store, blueprint: Blueprint, host: HostFacts, images_at_hand: Mapping[str, Path]
+) -> PlannedStart:
+    """The deepest image that matches, and why none of a higher layer does."""
+    found = deepest(store, blueprint, host, images_at_hand)
+    layer, image = found if found else (0, None)
+    closest, reasons = "", tuple[str, ...]()
+    for number in range(blueprint.target, layer, -1):
+        wanted = recipe(blueprint, number, host, images_at_hand)
+        others = [each for each in store.all(LAYER) if each.inputs["layer"] == number]
+        if others:
+            differences_of = {each.name: tuple(changes(each.inputs, wanted)) for each in others}
+            closest, reasons = min(differences_of.items(), key=lambda item: len(item[1]))
+            break
+    return PlannedStart(image.name if image else "", layer, closest, reasons)
 
 
 def _planned_image(store: Store, kind: str, inputs: dict[str, object]) -> PlannedImage:

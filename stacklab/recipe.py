@@ -41,7 +41,14 @@ def recipe(blueprint: Blueprint, layer: int, host: HostFacts, images: Mapping[st
             for node, files in rendered.files.items()
         },
         "lifecycle": _lifecycle(),
+        **({} if blueprint.versions is None else {"versions": blueprint.versions.packages}),
     }
+
+
+def first_packages(blueprint: Blueprint) -> list[str]:
+    """The packages of the image that new nodes start from: those of layer 1, on whichever node."""
+    first = blueprint.up_to(1)
+    return sorted({name for node in blueprint.nodes for name in blueprint.packages(first, node)})
 
 
 def deepest(

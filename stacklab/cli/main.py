@@ -20,6 +20,7 @@ from stacklab.cli import (
     graph,
     images,
     list_,
+    lock,
     logs,
     plan,
     profiles,
@@ -122,6 +123,7 @@ app.command("down", epilog=down.EXAMPLES, rich_help_panel=_KEEP)(down.down)
 app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel=_KEEP)
 app.command("clone", epilog=clone.EXAMPLES, rich_help_panel=_KEEP)(clone.clone)
 app.add_typer(images.app, name="images", rich_help_panel=_KNOW)
+app.command("lock", epilog=lock.EXAMPLES, rich_help_panel=_KEEP)(lock.lock)
 app.command("destroy", epilog=destroy.EXAMPLES, rich_help_panel=_KEEP)(destroy.destroy)
 app.command("services", epilog=services.EXAMPLES, rich_help_panel=_KNOW)(services.services)
 app.command("profiles", epilog=profiles.EXAMPLES, rich_help_panel=_KNOW)(profiles.profiles)

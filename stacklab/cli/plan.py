@@ -8,6 +8,7 @@ import typer
 from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
 from stacklab.cli.request import (
     Layer,
+    Locked,
     NodeKindOption,
     Offline,
     Profile,
@@ -43,6 +44,7 @@ def plan(
     with_services: With = None,
     without_services: Without = None,
     path: SearchPath = None,
+    locked: Locked = None,
     offline: Offline = False,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
@@ -64,6 +66,7 @@ def plan(
         with_services=tuple(with_services or ()),
         without_services=tuple(without_services or ()),
         path=tuple(path or ()),
+        locked=locked,
         offline=offline,
     )
     planned = make_plan(Home.from_environment(), request)
@@ -72,6 +75,22 @@ def plan(
         return
     for line in lines(planned, every_difference=verbose):
         typer.echo(line)
+
+
+REASONS_SHOWN = 12
+
+
+def _start_lines(plan: "Plan") -> Iterator[str]:
+    start = plan.start
+    if start is None:
+        return
+    if start.image:
+        yield f"  start  {start.image}, an image of layer {start.layer}"
+    if start.closest:
+        yield f"  {start.closest} does not match:"
+        yield from (f"         {reason}" for reason in start.reasons[:REASONS_SHOWN])
+        if len(start.reasons) > REASONS_SHOWN:
+            yield f"         and {len(start.reasons) - REASONS_SHOWN} more"
 
 
 def lines(plan: "Plan", *, every_difference: bool = False) -> Iterator[str]:
@@ -83,7 +102,8 @@ def lines(plan: "Plan", *, every_difference: bool = False) -> Iterator[str]:
     if not (plan.nodes or plan.layers):
         yield "Nothing to do."
         return
-    for image in plan.images:
+    yield from _start_lines(plan)
+    for image in () if plan.start and plan.start.image else plan.images:
         yield f"  image  {image.kind:<9} {image.key[:12]}  {'cached' if image.cached else 'to be built'}"
     for node in plan.nodes:
         yield f"  node   {node:<9} to be made"

@@ -43,3 +43,7 @@ SearchPath = Annotated[
     typer.Option("--path", metavar="FOLDER", help="Look for services and profiles here, too; repeatable."),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Build from the cache alone.")]
+Locked = Annotated[
+    Path | None,
+    typer.Option("--locked", metavar="FILE", help="Build the very versions that `stacklab lock` wrote."),
+]

@@ -6,6 +6,7 @@ from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examp
 from stacklab.cli.progress import progress
 from stacklab.cli.request import (
     Layer,
+    Locked,
     NodeKindOption,
     Offline,
     Profile,
@@ -21,6 +22,7 @@ from stacklab.home import Home
 EXAMPLES = examples(
     "stacklab up --layer 1",
     "stacklab up --layer 1 --lab blue --profile starter-kit",
+    "stacklab up --layer 1 --locked versions.yaml",
     "stacklab up --layer 1 --offline --output json",
 )
 
@@ -35,6 +37,7 @@ def up(
     with_services: With = None,
     without_services: Without = None,
     path: SearchPath = None,
+    locked: Locked = None,
     offline: Offline = False,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
@@ -57,6 +60,7 @@ def up(
         with_services=tuple(with_services or ()),
         without_services=tuple(without_services or ()),
         path=tuple(path or ()),
+        locked=locked,
         offline=offline,
     )
     with progress(home, output, verbose=verbose) as screen:

@@ -49,6 +49,15 @@ class Archive:
         found = dict(re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", text, re.MULTILINE | re.DOTALL))
         return {name: found[name] for name in names}
 
+    def all_versions(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Every version of each package in the lists at hand, the newest first; unknown ones are left out."""
+        found: dict[str, list[str]] = {}
+        for line in self._run("apt-cache", "madison", *names).splitlines():
+            name, version, _ = (word.strip() for word in line.split("|", 2))
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
+        return found
+
     def dependencies(self, name: str) -> list[str]:
         """The names in a package's Depends, the first of each choice."""
         text = self._run("apt-cache", "show", "--no-all-versions", name)

@@ -11,10 +11,12 @@ from typing import Any
 
 from stacklab import lock
 from stacklab.children import BOUND_TREE
+from stacklab.errors import StepFailed
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.images.command import run_logged
-from stacklab.images.store import Image, Store
+from stacklab.images.store import Image, Store, key_of
+from stacklab.versions import Versions, installed
 
 REVISION = 1  # raise it when what is done below, or in templates/images/install-packages, changes
 
@@ -48,18 +50,25 @@ class Downloads:
         return self.folder / "lists"
 
 
-def packages_inputs(base: Image, packages: Sequence[str]) -> dict[str, Any]:
+def packages_inputs(base: Image, packages: Sequence[str], versions: Versions | None = None) -> dict[str, Any]:
     """All that the image of `packages` on `base` is made of; some of them the base may have already."""
     wanted = set(packages).difference(base.inputs["packages"])
-    return {"revision": REVISION, "base": base.key, "packages": sorted(wanted)}
+    locked = {} if versions is None else {"versions": versions.packages}
+    return {"revision": REVISION, "base": base.key, "packages": sorted(wanted), **locked}
 
 
 def ensure_packages(
-    store: Store, base: Image, packages: Sequence[str], downloads: Downloads, log: Path
+    store: Store,
+    base: Image,
+    packages: Sequence[str],
+    downloads: Downloads,
+    log: Path,
+    versions: Versions | None = None,
 ) -> Image:
     """The image of `packages` on `base`, built when the store has none (about a minute for layer 1).
 
-    Raises StepFailed with the end of what apt said.
+    versions: those that every package in it must have, the base's too. Raises StepFailed with the end of what
+    apt said, or with the packages that have other versions.
     """
 
     def build(folder: Path) -> None:
@@ -69,17 +78,28 @@ def ensure_packages(
         # `volatile`: dpkg's many fsyncs cost nothing; a build that is cut off is thrown away anyway.
         options = f"volatile,lowerdir={base.tree},upperdir={parts['tree']},workdir={parts['work']}"
         mount = f'mount -t overlay -o "{options}" overlay "{parts["root"]}" && exec "$@"'
-        install = install_command(parts["root"], packages, downloads)
+        install = install_command(parts["root"], packages, downloads, versions)
         with downloads.locked():
             run_logged([*BOUND_TREE, "sh", "-c", mount, "sh", *install], log, "installing the packages")
         for name in ("work", "root"):
             remove_tree(parts[name])
+        if versions is not None:
+            status = (parts["tree"] / "var" / "lib" / "dpkg" / "status").read_text()
+            if differing := versions.differing(installed(status)):
+                raise StepFailed(
+                    "apt did not install the locked versions", detail="\n".join(differing), hint=f"less {log}"
+                )
 
-    return store.ensure("packages", packages_inputs(base, packages), build, parent=base)
+    return store.ensure("packages", packages_inputs(base, packages, versions), build, parent=base)
 
 
-def install_command(root: Path, packages: Sequence[str], downloads: Downloads) -> list[str]:
-    """The command that installs `packages` below `root`; to be run in a private mount namespace."""
+def install_command(
+    root: Path, packages: Sequence[str], downloads: Downloads, versions: Versions | None = None
+) -> list[str]:
+    """The command that installs `packages` below `root`; to be run in a private mount namespace.
+
+    versions: those that every package below `root` is to have in the end.
+    """
     downloads.archives.mkdir(parents=True, exist_ok=True)
     downloads.lists.mkdir(parents=True, exist_ok=True)
     # The machine's resolv.conf may be a link into /run, which a lab's namespace has of its own.
@@ -87,4 +107,10 @@ def install_command(root: Path, packages: Sequence[str], downloads: Downloads) -
     write_atomically(resolver, Path("/etc/resolv.conf").read_bytes())
     script = data_dir() / "templates" / "images" / "install-packages"
     folders = [root, downloads.archives, downloads.lists, resolver]
-    return ["sh", str(script), *map(str, folders), "yes" if downloads.online else "no", *sorted(packages)]
+    online = "yes" if downloads.online else "no"
+    command = ["sh", str(script), *map(str, folders), online, *sorted(packages)]
+    if versions is None:
+        return command
+    pins = downloads.folder / f"pins-{key_of(versions.packages)[:12]}"
+    write_atomically(pins, versions.pins())
+    return ["env", f"PINS={pins}", *command]
