@@ -33,7 +33,8 @@ REGISTER = ["/usr/bin/python3", "/usr/lib/stacklab/register.py"]
 class Step:
     """One step on a node, as `playbooks/library/converge.py` takes it.
 
-    kind: command, units or ports. run: shell text, or a list of words. timeout: in seconds.
+    kind: command, units or ports. run: shell text, or a list of words. timeout: in seconds. whole: what the
+    step makes together with others. undo: shell text that takes away what a cut-off step of it has left.
     """
 
     id: str
@@ -46,6 +47,8 @@ class Step:
     ports: tuple[tuple[str, int], ...] = ()
     timeout: int = 300
     stamp: str = ""
+    whole: str = ""
+    undo: str = ""
 
     def document(self) -> dict[str, Any]:
         """The step as plain values; what it does not use is left out."""
@@ -60,6 +63,8 @@ class Step:
             "ports": [list(port) for port in self.ports],
             "timeout": self.timeout,
             "stamp": self.stamp,
+            "whole": self.whole,
+            "undo": self.undo,
         }
         return {name: value for name, value in named.items() if value}
 
@@ -113,9 +118,10 @@ class _Builder:
         if self.is_controller:
             if service.database:
                 self._add(_database_step(scope, service, self.ready.get(DATABASE_SERVICE, ())))
-                synced = _chain(scope, service, "sync", service.database.sync, (f"{service.name}/database",))
-                self._add(*synced)
-                before += (synced[-1].id if synced else f"{service.name}/database",)
+                database = f"{service.name}/database"
+                synced = _chain(scope, service, "sync", service.database.sync, (database,))
+                self._add(*(replace(step, whole=database) for step in synced))
+                before += (synced[-1].id if synced else database,)
             first = _chain(scope, service, "init", service.initialise, before)
             self._add(*first)
             before = (first[-1].id,) if first else before
@@ -184,7 +190,8 @@ def _chain(
 def _database_step(scope: Scope, service: Service, after: tuple[str, ...]) -> Step:
     """One statement per database and user; each may be run again.
 
-    Names come from the strict model, and need no quoting.
+    A schema whose making was cut off is made anew: MariaDB commits each change of a table by itself, and the
+    migrations of OpenStack stumble over it. Names come from the strict model, and need no quoting.
     """
     assert service.database is not None
     user = identifier(service.name)
@@ -197,7 +204,17 @@ def _database_step(scope: Scope, service: Service, after: tuple[str, ...]) -> St
         statements.append(f"CREATE DATABASE IF NOT EXISTS `{name}` CHARACTER SET utf8mb4;")
         statements.append(f"GRANT ALL ON `{name}`.* TO '{user}'@'%';")
     sql = "\n".join(statements)
-    return Step(f"{service.name}/database", "command", after, run=["mariadb"], stdin=sql, stamp=_hash(sql))
+    drop = " ".join(f"DROP DATABASE IF EXISTS `{name}`;" for name in service.database.names)
+    return Step(
+        f"{service.name}/database",
+        "command",
+        after,
+        run=["mariadb"],
+        stdin=sql,
+        stamp=_hash(sql),
+        whole=f"{service.name}/database",
+        undo=f"mariadb --execute '{drop}'",
+    )
 
 
 def _identity_step(scope: Scope, after: tuple[str, ...]) -> Step:

@@ -40,6 +40,9 @@ options:
         Passed over while its stamp is the one it last passed with."
       - "kind units: units, enabled and running in the end. Those that run are restarted when the stamp is
         not the one of their last start, or when restart is true."
+      - "whole: the name of something that several steps make together, a database for one. Until it was
+        complete once, one of them that was cut off, or failed, has all of them done again, for it may have
+        left a half. The shell text undo of its first step then runs before that step does."
       - "kind ports: ports, pairs of address and port that must accept. Given up early when a unit of a step
         that it waits for has failed."
     type: path
@@ -102,6 +105,8 @@ class Step:
     restart: bool = False
     timeout: float = DEFAULT_TIMEOUT
     stamp: str = ""
+    whole: str = ""
+    undo: str = ""
 
 
 def read_steps(documents: Sequence[Mapping[str, Any]]) -> list[Step]:
@@ -124,6 +129,8 @@ def read_steps(documents: Sequence[Mapping[str, Any]]) -> list[Step]:
             restart=bool(document.get("restart")),
             timeout=float(document.get("timeout") or DEFAULT_TIMEOUT),
             stamp=document.get("stamp", ""),
+            whole=document.get("whole", ""),
+            undo=document.get("undo", ""),
         )
         if step.kind not in KINDS:
             problems.append(f"{step.id}: kind {step.kind!r} is none of {', '.join(KINDS)}")
@@ -395,18 +402,40 @@ class Stamps:
 
     def put(self, step: Step) -> None:
         """Remember that the step passed."""
-        if not step.stamp:
-            return
+        if step.stamp:
+            self._write(self._file(step), step.stamp)
+
+    def begin(self, step: Step) -> None:
+        """Remember that a step of a whole has begun, until it passes."""
+        self._write(self._file(step, ".begun"), step.whole)
+
+    def end(self, step: Step) -> None:
+        """The step has passed."""
+        self._file(step, ".begun").unlink(missing_ok=True)
+
+    def is_half_made(self, step: Step) -> bool:
+        """Whether the step began, and never passed, and its whole was never complete."""
+        return self._file(step, ".begun").exists() and not self._complete(step.whole).exists()
+
+    def complete(self, whole: str) -> None:
+        """Remember for ever that a whole was complete: it may hold from now on what nobody can make again."""
+        if not self._complete(whole).exists():
+            self._write(self._complete(whole), "")
+
+    def _write(self, path: Path, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        pending = self.folder / f".{self._file(step).name}.new"
+        pending = self.folder / f".{path.name}.new"
         with pending.open("w") as file:
-            file.write(step.stamp)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        pending.replace(self._file(step))
+        pending.replace(path)
 
-    def _file(self, step: Step) -> Path:
-        return self.folder / step.id.replace("/", ".")
+    def _file(self, step: Step, ending: str = "") -> Path:
+        return self.folder / f"{step.id.replace('/', '.')}{ending}"
+
+    def _complete(self, whole: str) -> Path:
+        return self.folder / f"{whole.replace('/', '.')}.complete"
 
 
 @dataclass
@@ -431,6 +460,7 @@ class Walk:
         self.results = {step.id: {"id": step.id, "state": "not-run"} for step in self.steps}
         self._by_id = {step.id: step for step in self.steps}
         self._restarts: dict[str, int] = {}  # of the units started by this walk, when they were
+        self._half_made = {step.whole for step in self.steps if step.whole and self.stamps.is_half_made(step)}
 
     def go(self, jobs: int) -> bool:
         """Run each step after those it waits for; after a failure, what runs may end and nothing begins.
@@ -486,9 +516,10 @@ class Walk:
         return ahead
 
     def _take(self, step: Step) -> None:
-        known = self.stamps.hold(step)
+        known = self.stamps.hold(step) and step.whole not in self._half_made
         if known and self._stands(step):
             self._note(step, "skipped")
+            self._look_at_whole(step)
             return
         start = time.time()
         self._note(step, "started", start=start)
@@ -498,12 +529,23 @@ class Walk:
         try:
             if not known:
                 self.stamps.take(step)
+            if step.whole:
+                self.stamps.begin(step)
             output = do(step, known)
             self.stamps.put(step)
+            if step.whole:
+                self.stamps.end(step)
         except (StepError, OSError, subprocess.SubprocessError) as error:
             self._note(step, "failed", start=start, end=time.time(), output=str(error))
         else:
             self._note(step, "passed", start=start, end=time.time(), output=output)
+            self._look_at_whole(step)
+
+    def _look_at_whole(self, step: Step) -> None:
+        """When no step of a whole is left to do, it is complete."""
+        parts = [self.results[other.id]["state"] for other in self.steps if other.whole == step.whole]
+        if step.whole and set(parts) <= {"passed", "skipped"}:
+            self.stamps.complete(step.whole)
 
     def _note(self, step: Step, state: str, **facts: Any) -> None:
         result = {"id": step.id, "state": state, **facts}
@@ -524,7 +566,11 @@ class Walk:
         argv = ["/bin/sh", "-ec", step.run] if isinstance(step.run, str) else list(step.run)
         with self._log(step) as (log, path):
             try:
-                code = self.processes.run(argv, step.user, step.stdin, step.timeout, log)
+                code = 0
+                if step.undo and step.whole in self._half_made:
+                    code = self.processes.run(["/bin/sh", "-ec", step.undo], "root", "", step.timeout, log)
+                if not code:
+                    code = self.processes.run(argv, step.user, step.stdin, step.timeout, log)
             except StepError as error:
                 raise StepError(_lines(str(error), tail(path, OUTPUT_LINES))) from None
             said = tail(path, OUTPUT_LINES)

@@ -291,6 +291,35 @@ class TestStamps:
         }
 
 
+class TestWholes:
+    """A table `made` that two steps fill in turn, and that cannot be filled twice."""
+
+    def fill(self, node: Node, second: str = "true", more: str = "") -> dict[str, str]:
+        table = node.folder / "made"
+        whole = {"whole": "db", "stamp": f"1{more}"}
+        first = {"id": "db", "run": f"mkdir {table}", "undo": f"rm -r {table}", **whole}
+        last = {"id": "sync", "run": f"mkdir {table}/half; {second}", "after": ["db"], **whole}
+        return states(node.walk(first, last))
+
+    def test_one_that_was_left_half_made_is_made_anew(self, node: Node) -> None:
+        assert self.fill(node, "exit 1") == {"db": "passed", "sync": "failed"}
+        assert self.fill(node) == {"db": "passed", "sync": "passed"}
+        assert self.fill(node) == {"db": "skipped", "sync": "skipped"}
+
+    def test_a_half_that_was_left_by_a_killed_walk_is_found(self, node: Node) -> None:
+        threading.Timer(0.3, node.processes.stop).start()
+        assert self.fill(node, "sleep 60") == {"db": "passed", "sync": "failed"}
+        node.processes = converge.Processes(account=lambda name: None)
+        assert self.fill(node) == {"db": "passed", "sync": "passed"}
+
+    def test_one_that_was_complete_once_is_never_undone(self, node: Node) -> None:
+        self.fill(node)
+        (node.folder / "made" / "data").touch()
+        assert self.fill(node, more="later")["db"] == "failed"  # it is there
+        assert self.fill(node, more="later")["db"] == "failed"
+        assert (node.folder / "made" / "data").exists()
+
+
 @pytest.fixture
 def reload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A systemctl for the one call that the walk makes as a command: daemon-reload."""
