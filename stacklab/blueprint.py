@@ -91,6 +91,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     or for a layer that is not built yet; ModelError for what is wrong in the files.
     """
     standing = lab.settings if lab.exists else None
+    target = max(request.layer or 1, standing.layer if standing else 0)
     versions = versions_kept(lab)
     if request.locked is not None:
         request, versions = _locked(lab, request, request.locked, standing is not None)
@@ -104,7 +105,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
             release=catalog.release(request.release or profile.release).name,
             topology=topology.name,
             node_kind=_node_kind(request.node_kind),
-            with_services=request.with_services,
+            with_services=dict.fromkeys(request.with_services, target),
             without_services=request.without_services,
             path=tuple(str(folder.absolute()) for folder in path),
             nodes=nodes_of(topology),
@@ -113,17 +114,12 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
         _refuse_changes(lab, standing, request)
         settings = standing.model_copy(
             update={
-                "with_services": _merge(
-                    standing.with_services, request.with_services, request.without_services
-                ),
-                "without_services": _merge(
-                    standing.without_services, request.without_services, request.with_services
-                ),
+                "with_services": _added(standing, request, target),
+                "without_services": _left_out(standing, request),
                 "path": tuple(str(folder.absolute()) for folder in path),
             }
         )
     graph = catalog.graph(settings.profile)
-    target = max(request.layer or 1, settings.layer)
     cuts = graph.cuts(target, settings.with_services, settings.without_services)
     blueprint = Blueprint(settings, target, catalog.release(settings.release), cuts, versions)
     problems = list(_shared_ports(blueprint))
@@ -168,8 +164,15 @@ def _shared_ports(blueprint: Blueprint) -> Iterator[Problem]:
                         yield service.problem(message, "parts", role, "ports", index)
 
 
-def _merge(old: tuple[str, ...], more: tuple[str, ...], gone: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for name in (*old, *more) if name not in gone))
+def _added(standing: LabSettings, request: UpRequest, target: int) -> dict[str, int]:
+    """What was added to the lab, and is now: each stays in its layer, whose image stays valid by that."""
+    known = {**dict.fromkeys(request.with_services, target), **standing.with_services}
+    return {name: layer for name, layer in known.items() if name not in request.without_services}
+
+
+def _left_out(standing: LabSettings, request: UpRequest) -> tuple[str, ...]:
+    names = (*standing.without_services, *request.without_services)
+    return tuple(dict.fromkeys(name for name in names if name not in request.with_services))
 
 
 def _node_kind(asked: str | None) -> str:

@@ -127,7 +127,13 @@ class _Climb:
         started = None if thawed else self._make()
         guest = self._guest()
         layers = [self._render(layer, guest) for layer in range(1, self.blueprint.target + 1)]
-        wanted = [layer for layer in layers if not self.lab.journal.passed(layer.applied_key)]
+        # The layer that a lab stands on holds those below it; to apply one of these would take it away.
+        standing = self.lab.settings.layer
+        wanted = [
+            layer
+            for layer in layers
+            if layer.layer >= standing and not self.lab.journal.passed(layer.applied_key)
+        ]
         if started and not wanted:
             await_cloud(self.lab, started)
         for layer in wanted:
@@ -295,3 +301,5 @@ class _Climb:
                     install = install_command(root, missing, self.downloads, self.blueprint.versions)
                     with self.downloads.locked():
                         run_logged([*prefix, *BOUND_TREE, *install], self.log, "installing the packages")
+                    # What systemd does at boot with what packages have put there.
+                    self.lab.run_on(node.name, ["systemd-tmpfiles", "--create", "--exclude-prefix=/dev"])

@@ -144,7 +144,7 @@ def _limited(blueprint: Blueprint, services: Collection[str]) -> Blueprint:
 
 
 def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:
-    """By the name of its step, the key by which `up` knows that a layer of the lab is as it should be."""
+    """By the name of its step, the key by which `up` knows that the layer it stands on is as it should be."""
     blueprint = resolve(lab, UpRequest(lab=lab.name))
     secrets = ensure_secrets(lab.folder / "secrets.yaml", blueprint.services)
     renderer = Renderer(
@@ -155,8 +155,8 @@ def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:
         ssh_options(lab),
         images_at_hand(store, blueprint),
     )
-    layers = range(1, blueprint.target + 1)
-    return {f"layer {layer} checks": renderer.layer(layer).applied_key for layer in layers}
+    layer = blueprint.target
+    return {f"layer {layer} checks": renderer.layer(layer).applied_key}
 
 
 def _image_of(lab: Lab, store: Store, blueprint: Blueprint) -> Image:

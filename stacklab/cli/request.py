@@ -33,10 +33,12 @@ NodeKindOption = Annotated[
     NodeKind | None, typer.Option("--node-kind", help="What nodes are; auto takes the best that works here.")
 ]
 With = Annotated[
-    list[str] | None, typer.Option("--with", metavar="SERVICE", help="Add a service; repeatable.")
+    list[str] | None,
+    typer.Option("--with", metavar="SERVICES", help="Add services: a,b,c; repeatable."),
 ]
 Without = Annotated[
-    list[str] | None, typer.Option("--without", metavar="SERVICE", help="Leave a service out; repeatable.")
+    list[str] | None,
+    typer.Option("--without", metavar="SERVICES", help="Leave services out: a,b,c; repeatable."),
 ]
 SearchPath = Annotated[
     list[Path] | None,
@@ -47,3 +49,8 @@ Locked = Annotated[
     Path | None,
     typer.Option("--locked", metavar="FILE", help="Build the very versions that `stacklab lock` wrote."),
 ]
+
+
+def service_names(options: list[str] | None) -> tuple[str, ...]:
+    """The names that one of the two options above lists, each once: several behind commas, or one each."""
+    return tuple(dict.fromkeys(name.strip() for words in options or () for name in words.split(",") if name))

@@ -15,6 +15,7 @@ from stacklab.cli.request import (
     Topology,
     With,
     Without,
+    service_names,
 )
 from stacklab.cli.screen import seconds_text
 from stacklab.home import Home
@@ -57,8 +58,8 @@ def up(
         release=release,
         topology=topology,
         node_kind=node_kind,
-        with_services=tuple(with_services or ()),
-        without_services=tuple(without_services or ()),
+        with_services=service_names(with_services),
+        without_services=service_names(without_services),
         path=tuple(path or ()),
         locked=locked,
         offline=offline,

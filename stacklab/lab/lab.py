@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from stacklab import lock
 from stacklab.errors import UsageError
@@ -46,7 +46,8 @@ class LabSettings(BaseModel):
     node_kind: str
     layer: int = 0
     """The highest layer that passed its checks; 0 before the first."""
-    with_services: tuple[str, ...] = ()
+    with_services: dict[str, int] = {}
+    """Services that were added, each with the number of the layer that it was added to."""
     without_services: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
     nodes: tuple[Node, ...] = ()
@@ -54,6 +55,12 @@ class LabSettings(BaseModel):
     """The services that are up, in the order in which they came."""
     thawing: str = ""
     """The image that the lab is just being put on; it is to be done again when it was cut off."""
+
+    @field_validator("with_services", mode="before")
+    @classmethod
+    def _named_alone(cls, value: Any) -> Any:
+        """Labs and checkpoints from before there was a second layer name services without one."""
+        return dict.fromkeys(value, 1) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)

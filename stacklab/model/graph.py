@@ -129,11 +129,10 @@ class Graph:
         missing = [name for name in (*listed, *with_) if name not in with_ or name not in self._services]
         if missing:
             highest = next((cut.number - 1 for cut in self.layers if cut.planned), len(self.layers))
-            leave_out = " ".join(f"--without {name}" for name in listed)
             raise UsageError(
                 f"planned, not built yet: {', '.join(dict.fromkeys(missing))}",
                 detail=f"the highest layer of {self.profile.name} that can be asked for: {highest or 'none'}",
-                hint=f"leave them out: {leave_out}" if listed else "",
+                hint=f"leave them out: --without {','.join(listed)}" if listed else "",
             )
 
     def _refuse_needed(self, names: Collection[str], without: Collection[str]) -> None:
@@ -143,7 +142,7 @@ class Graph:
                 needed_by = f"{', '.join(needing)} need{'s' if len(needing) == 1 else ''} it"
                 raise UsageError(
                     f"'{name}' cannot be left out: {needed_by}",
-                    hint="leave these out too: " + " ".join(f"--without {each}" for each in needing),
+                    hint=f"leave these out too: --without {','.join(needing)}",
                 )
 
 
