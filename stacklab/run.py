@@ -197,11 +197,13 @@ def _failure(lab: str, node: str, task: str, result: dict[str, Any]) -> StepFail
     again = f"`stacklab up --lab {lab}` goes on from here"
     failed = [step for step in result.get("steps", []) if step["state"] == "failed"]
     if failed:
-        step = failed[0]
-        service = step["id"].partition("/")[0]
+        service = failed[0]["id"].partition("/")[0]
+        outputs = {step["id"]: step.get("output", "").rstrip() for step in failed}
         return StepFailed(
-            f"{step['id']} failed on node '{node}'",
-            detail=step.get("output", "").rstrip(),
+            f"{', '.join(outputs)} failed on node '{node}'",
+            detail="\n\n".join(
+                f"{name}: {said}" if len(failed) > 1 else said for name, said in outputs.items()
+            ),
             hint=f"stacklab logs {service} --lab {lab}; mend it, and {again}",
         )
     words = {key: result[key] for key in ("msg", "stdout", "stderr", "exception") if result.get(key)}

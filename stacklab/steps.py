@@ -5,8 +5,8 @@
     S/init.NAME       its first data, in order                          needs its schema, and what it requires
     to be ready S/ROLE            its systemd units for a role of the node run, restarted where their files
     changed S/ROLE.ready      their ports accept identity          users, services and endpoints of a layer
-    needs keystone to be ready S/resources       what it has made through the APIs                 needs S to
-    be ready S/final.NAME      what can only be done when all runs
+    needs keystone to be ready S/resources       what it has made through the APIs                 needs S and
+    what it uses to be ready S/final.NAME      what can only be done when all runs
 
 A step that has a stamp is not run again while its stamp, the hash of what went into it, stays the same.
 """
@@ -130,9 +130,6 @@ class _Builder:
         self._add_units(service, before)
         if self.is_controller and service.name == IDENTITY_SERVICE:
             self._add(_identity_step(scope, self.ready[IDENTITY_SERVICE]))
-        if self.is_controller and _has_resources(service):
-            waits = tuple(step for name in self.ready for step in self.ready[name])
-            self._add(_resources_step(scope, service, waits))
 
     def _add_units(self, service: Service, before: tuple[str, ...]) -> None:
         """What runs for the controller's role is up before what runs for the others."""
@@ -153,6 +150,11 @@ class _Builder:
 
     def finish(self) -> list[Step]:
         """The steps; on a lab of one node with those that need all units to run."""
+        for service in self.scope.services:
+            if self.is_controller and _has_resources(service):
+                needed = (service.name, *service.requires, *service.uses)
+                waits = (step for name in needed for step in self.ready.get(name, ()))
+                self._add(_resources_step(self.scope, service, tuple(dict.fromkeys(waits))))
         if self.is_controller and self.scope.alone:
             everything = tuple(step.id for step in self.steps)
             for step in final_steps(self.scope):
@@ -235,6 +237,7 @@ def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> S
     document = {
         "flavors": [flavor.model_dump() for flavor in resources.flavors],
         "networks": [network.model_dump() for network in resources.networks],
+        "routers": [router.model_dump() for router in resources.routers],
         "rules": [rule.model_dump() for rule in resources.rules],
         "images": [
             {"name": image.name, "format": image.format, "path": image_path(image.file)}
@@ -252,7 +255,7 @@ def _register(scope: Scope, step: str, after: tuple[str, ...], wanted: dict[str,
 
 def _has_resources(service: Service) -> bool:
     resources = service.resources
-    return bool(resources.flavors or resources.networks or resources.images or resources.rules)
+    return any(getattr(resources, name) for name in type(resources).model_fields)
 
 
 def image_path(file: str) -> str:

@@ -7,11 +7,14 @@
      "flavors":  [{"name", "ram" (MiB), "vcpus", "disk" (GiB)}],
      "networks": [{"name", "shared", "external", "type", "physical",
                    "subnet": {"name", "cidr", "gateway", "start", "end", "dns": [..]}}],
+     "routers":  [{"name", "external", "subnets": [..]}],    names of networks and subnets
      "images":   [{"name", "format", "path"}],               public
      "rules":    [{"group", "protocol", "port"}]}            ingress, in the administrator's project
 
-Any part may be left out. Prints {"created": [..], "updated": [..]}. What is there already and as wanted is
-left alone, so it may be run again at any time, and costs half a second then.
+Any part may be left out. Prints {"created": [..], "updated": [..], "removed": [..]}. What is there already
+and as wanted is left alone, so it may be run again at any time, and costs half a second then. Users and
+services carry a mark, and those with it that are not wanted any more are removed; what others have made never
+is.
 
 DevStack spends a fifth of its time in starts of the `openstack` command; here one start and one login serve
 all. The calls are made with keystoneauth1, not openstacksdk's proxies, as these ask each API for its
@@ -37,6 +40,7 @@ Entry = Mapping[str, Any]
 INTERFACES = ("public", "internal", "admin")
 DOMAIN = "default"
 PROJECT = "service"
+MARK = "Registered by stacklab"
 THREADS = 8
 TIMEOUT = 60  # seconds for one call; the first one to a service waits for its worker to load
 RETRIES: dict[str, Any] = {
@@ -171,13 +175,14 @@ class Registry:
         self.region = region
         self.created: list[str] = []
         self.updated: list[str] = []
+        self.removed: list[str] = []
 
     def register(self, document: Entry) -> None:
         """Register all parts of a document; parts that do not need each other at the same time.
 
         Raises RegisterError for the first thing that could not be done; others may have been.
         """
-        for parts in (("users", "services"), ("flavors", "networks", "images", "rules")):
+        for parts in (("users", "services"), ("flavors", "networks", "images", "rules"), ("routers",)):
             wanted = [(getattr(self, part), document[part]) for part in parts if document.get(part)]
             try:
                 at_once(lambda part: part[0](part[1]), wanted)
@@ -187,7 +192,10 @@ class Registry:
     # Keystone: https://docs.openstack.org/api-ref/identity/v3/
 
     def users(self, wanted: Sequence[Entry]) -> None:
-        """Users with their roles in the project `service`. A password is set only where it does not fit."""
+        """Users with their roles in the project `service`; those of services that have gone are removed.
+
+        A password is set only where it does not fit.
+        """
         have_roles, have_users, projects = at_once(
             lambda path: self._all("identity", path[0], path[1], path[2]),
             [
@@ -220,14 +228,21 @@ class Registry:
                     self.created.append(f"role {role} of {user['name']}")
 
         at_once(register, wanted)
+        at_once(lambda user: self._remove("users", user), _gone(have_users, wanted, "name"))
+
+    def _remove(self, kind: str, thing: Entry) -> None:
+        self.api.call("identity", "DELETE", f"/{kind}/{thing['id']}")
+        self.removed.append(f"{kind.removesuffix('s')} {thing.get('name', thing['id'])}")
 
     def _user(self, user: Entry, found: Entry | None) -> str:
         name, password = user["name"], user["password"]
         if found is None:
-            body = {"user": {"name": name, "password": password, "domain_id": DOMAIN}}
+            body = {"user": {"name": name, "password": password, "domain_id": DOMAIN, "description": MARK}}
             self.created.append(f"user {name}")
             return str(self.api.call("identity", "POST", "/users", body)["user"]["id"])
         change: dict[str, Any] = {} if found.get("enabled", True) else {"enabled": True}
+        if found.get("description") != MARK:
+            change["description"] = MARK
         if change or not self.api.accepts(name, password):  # with `enabled` unset any password is refused
             change["password"] = password
             self.api.call("identity", "PATCH", f"/users/{found['id']}", {"user": change})
@@ -235,7 +250,10 @@ class Registry:
         return str(found["id"])
 
     def services(self, wanted: Sequence[Entry]) -> None:
-        """Services, each with an endpoint per interface in the region; one whose URL has changed is moved."""
+        """Services, each with an endpoint per interface in the region; one whose URL has changed is moved.
+
+        A service that has gone is removed with its endpoints.
+        """
         have_services, have_endpoints, regions = at_once(
             lambda name: self._all("identity", f"/{name}", name), ["services", "endpoints", "regions"]
         )
@@ -251,11 +269,12 @@ class Registry:
 
         def register_service(service: Entry) -> str:
             found = services.get(service["type"])
-            body = {"service": {"name": service["name"], "type": service["type"]}}
+            own = {"name": service["name"], "description": MARK}
+            body = {"service": {**own, "type": service["type"]}}
             if found is None:
                 self.created.append(f"service {service['name']}")
                 return str(self.api.call("identity", "POST", "/services", body)["service"]["id"])
-            if found.get("name") != service["name"]:
+            if any(found.get(key) != value for key, value in own.items()):
                 self.api.call("identity", "PATCH", f"/services/{found['id']}", body)
                 self.updated.append(f"service {service['name']}")
             return str(found["id"])
@@ -277,6 +296,13 @@ class Registry:
         ids = at_once(register_service, wanted)
         pairs = zip(ids, wanted, strict=True)
         at_once(register_endpoint, [(name, service, face) for name, service in pairs for face in INTERFACES])
+        gone = _gone(have_services, wanted, "type")
+        left = {service["id"] for service in gone}
+        at_once(
+            lambda endpoint: self.api.call("identity", "DELETE", f"/endpoints/{endpoint['id']}"),
+            [endpoint for endpoint in have_endpoints if endpoint["service_id"] in left],
+        )
+        at_once(lambda service: self._remove("services", service), gone)
 
     # Nova: https://docs.openstack.org/api-ref/compute/
 
@@ -352,6 +378,40 @@ class Registry:
         self.api.call("network", "POST", "/v2.0/subnets", {"subnet": body})
         self.created.append(f"subnet {subnet['name']}")
 
+    def routers(self, wanted: Sequence[Entry]) -> None:
+        """Routers of the administrator's project, with their gateways and interfaces."""
+        at_once(self._router, wanted)
+
+    def _router(self, router: Entry) -> None:
+        external = self._id_of("networks", router["external"])
+        subnets = [self._id_of("subnets", name) for name in router["subnets"]]
+        mine = {"name": router["name"], "project_id": self.api.project}
+        found = self._all("network", "/v2.0/routers", "routers", mine)
+        gateway = {"external_gateway_info": {"network_id": external}}
+        if found:
+            router_id = found[0]["id"]
+            if (found[0]["external_gateway_info"] or {}).get("network_id") != external:
+                self.api.call("network", "PUT", f"/v2.0/routers/{router_id}", {"router": gateway})
+                self.updated.append(f"router {router['name']}")
+        else:
+            body = {"router": {"name": router["name"], **gateway}}
+            router_id = self.api.call("network", "POST", "/v2.0/routers", body)["router"]["id"]
+            self.created.append(f"router {router['name']}")
+        ports = self._all("network", "/v2.0/ports", "ports", {"device_id": router_id})
+        has = {address["subnet_id"] for port in ports for address in port["fixed_ips"]}
+        for subnet in subnets:
+            if subnet not in has:
+                path = f"/v2.0/routers/{router_id}/add_router_interface"
+                self.api.call("network", "PUT", path, {"subnet_id": subnet})
+
+    def _id_of(self, kind: str, name: str) -> str:
+        """The id of a network or subnet of the administrator's project. Raises RegisterError without one."""
+        mine = {"name": name, "project_id": self.api.project}
+        found = self._all("network", f"/v2.0/{kind}", kind, mine)
+        if not found:
+            raise RegisterError(f"there is no {kind.removesuffix('s')} '{name}' for a router")
+        return str(found[0]["id"])
+
     def rules(self, wanted: Sequence[Entry]) -> None:
         """Rules that let IPv4 traffic in to security groups of the administrator's project."""
         mine = {"project_id": self.api.project}
@@ -426,6 +486,12 @@ class Registry:
         return found
 
 
+def _gone(have: Iterable[Entry], wanted: Iterable[Entry], key: str) -> list[Entry]:
+    """Of what is there, what carries the mark and is not wanted any more."""
+    names = {each[key] for each in wanted}
+    return [each for each in have if each.get("description") == MARK and each[key] not in names]
+
+
 def _next_page(answer: Entry, key: str) -> dict[str, str]:
     """The parameters of a list's next page: Keystone has `links`, Nova, Neutron KEY_links, Glance `next`."""
     links = answer.get(f"{key}_links") or ()
@@ -462,7 +528,8 @@ def main() -> int:
     except RegisterError as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps({"created": sorted(registry.created), "updated": sorted(registry.updated)}))
+    done = {"created": registry.created, "updated": registry.updated, "removed": registry.removed}
+    print(json.dumps({what: sorted(names) for what, names in done.items()}))
     return 0
 
 

@@ -463,7 +463,7 @@ class Walk:
         self._half_made = {step.whole for step in self.steps if step.whole and self.stamps.is_half_made(step)}
 
     def go(self, jobs: int) -> bool:
-        """Run each step after those it waits for; after a failure, what runs may end and nothing begins.
+        """Run each step after those it waits for; after a failure, all that does not wait for what failed.
 
         Returns whether all passed.
         """
@@ -473,13 +473,13 @@ class Walk:
         ahead = self._steps_ahead()
         ready: list[str] = []
         running: dict[Future[None], str] = {}
-        failed, killing = False, 0.0
+        killing = 0.0
         with ThreadPoolExecutor(max(1, len(self.steps))) as pool:
             while True:
                 # the longest way to the end first; ties in the order of the file
                 ready = sorted([*ready, *sorter.get_ready()], key=lambda name: -ahead[name])
                 for name in tuple(ready):
-                    if failed or self.processes.stopped:
+                    if self.processes.stopped:
                         break
                     counted = [other for other in running.values() if self._by_id[other].kind == "command"]
                     if self._by_id[name].kind == "command" and len(counted) >= jobs:
@@ -492,9 +492,7 @@ class Walk:
                 for future in done:
                     name = running.pop(future)
                     future.result()
-                    if self.results[name]["state"] == "failed":
-                        failed = True
-                    else:
+                    if self.results[name]["state"] != "failed":
                         sorter.done(name)
                 if not self.processes.stopped and self.abandoned():
                     self.processes.stop()
@@ -502,7 +500,7 @@ class Walk:
                     killing = killing or time.monotonic() + GRACE
                     if time.monotonic() > killing:
                         self.processes.kill()
-        if not failed and not self.processes.stopped:
+        if not self.processes.stopped:
             self._look_again()
         return all(result["state"] in ("passed", "skipped") for result in self.results.values())
 
@@ -650,7 +648,7 @@ class Walk:
     def _look_again(self) -> None:
         """A unit of Type=simple is active before it has read its configuration: look again at the end."""
         for step in self.steps:
-            if step.kind != "units" or self.results[step.id]["state"] == "failed":
+            if step.kind != "units" or self.results[step.id]["state"] not in ("passed", "skipped"):
                 continue
             try:
                 self._raise_faults(self.systemd.states(step.units))

@@ -134,6 +134,14 @@ class Network(Strict):
     subnet: Subnet | None = None
 
 
+class Router(Strict):
+    """A router: its gateway is on the network `external`, and it has an interface on each of `subnets`."""
+
+    name: Word
+    external: Word
+    subnets: tuple[Word, ...] = ()
+
+
 class Image(Strict):
     """An image of the cloud; `file` lies in the images folder of the lab."""
 
@@ -155,6 +163,7 @@ class Resources(Strict):
 
     flavors: tuple[Flavor, ...] = ()
     networks: tuple[Network, ...] = ()
+    routers: tuple[Router, ...] = ()
     images: tuple[Image, ...] = ()
     rules: tuple[Rule, ...] = ()
 
@@ -182,6 +191,7 @@ class Service(Root):
     provides: tuple[Word, ...] = ()
     emits: tuple[Word, ...] = ()
     needs: Needs = Needs()
+    limits: tuple[Word, ...] = ()
     secrets: tuple[Name, ...] = ()
     parts: Mapping[Role, Part] = Field(default_factory=dict)
     files: Files = Files()

@@ -216,18 +216,20 @@ class TestCommands:
 
 
 class TestFailure:
-    def test_what_runs_may_end_and_nothing_begins(self, node: Node) -> None:
+    def test_all_that_does_not_wait_for_it_goes_on(self, node: Node) -> None:
         results = node.walk(
             {"id": "slow", "run": "sleep 0.5"},
             {"id": "broken", "run": "exit 7"},
             {"id": "next", "run": "true", "after": ["slow"]},
             {"id": "behind", "run": "true", "after": ["broken"]},
+            {"id": "further-behind", "run": "true", "after": ["behind", "next"]},
         )
         assert states(results) == {
             "slow": "passed",
             "broken": "failed",
-            "next": "not-run",
+            "next": "passed",
             "behind": "not-run",
+            "further-behind": "not-run",
         }
 
     def test_each_change_is_told(self, node: Node) -> None:

@@ -49,6 +49,10 @@ class FakeCloud:
         if method == "DELETE":
             self.things[parts[0]] = [thing for thing in self._of(parts[0]) if thing["id"] != parts[1]]
             return {}
+        if parts[-1] == "add_router_interface":
+            port = {"device_id": parts[1], "fixed_ips": [{"subnet_id": body["subnet_id"]}]}
+            self._of("ports").append({"id": f"p-{len(self._of('ports'))}", **port})
+            return {}
         if method == "PATCH" or method == "PUT":
             thing = next(thing for thing in self._of(parts[0]) if thing["id"] == parts[1])
             change = dict(next(iter(body.values())))
@@ -82,7 +86,7 @@ class FakeCloud:
 
     def _list(self, kind: str, params: dict[str, Any]) -> dict[str, Any]:
         first = int(params.pop("marker", 0))
-        wanted = {key: value for key, value in params.items() if key in ("name", "network_id")}
+        wanted = {key: value for key, value in params.items() if key in ("name", "network_id", "device_id")}
         found = [
             dict(thing)
             for thing in self._of(kind)
@@ -185,6 +189,25 @@ class TestIdentity:
         assert len(run(cloud, identity())[0]) == 9
         assert len(cloud.things["endpoints"]) == 18
 
+    def test_what_a_service_had_goes_with_it_and_what_others_made_stays(self, cloud: FakeCloud) -> None:
+        run(cloud, identity())
+        cloud.things["users"].append({"id": "u", "name": "somebody", "domain_id": "default"})
+        cloud.things["services"].append({"id": "s", "name": "keystone", "type": "identity"})
+        whole = identity()
+        left = {kind: [each for each in whole[kind] if each["name"] != "nova"] for kind in whole}
+        assert run(cloud, left) == ([], [])
+        assert cloud.names("users") == ["glance", "placement", "somebody"]
+        assert cloud.names("services") == ["glance", "keystone", "placement"]
+        assert len(cloud.things["endpoints"]) == 6
+        assert len(run(cloud, whole)[0]) == 7  # the user, its two roles, the service and three endpoints
+
+    def test_what_has_no_mark_gets_it(self, cloud: FakeCloud) -> None:
+        run(cloud, identity())
+        for thing in (*cloud.things["users"], *cloud.things["services"]):
+            del thing["description"]
+        assert len(run(cloud, identity())[1]) == 6
+        assert run(cloud, identity()) == ([], [])
+
     def test_a_call_whose_answer_was_lost_is_looked_up(self, cloud: FakeCloud) -> None:
         cloud.lose_answer_of = "services"
         run(cloud, identity())
@@ -237,6 +260,24 @@ class TestNetworks:
         changed = {**NETWORK, "shared": False, "subnet": {**SUBNET, "dns": ["10.30.0.1"]}}
         assert run(cloud, {"networks": [changed]})[1] == ["network provider", "subnet provider"]
         assert cloud.things["subnets"][0]["dns_nameservers"] == ["10.30.0.1"]
+
+    def test_a_router_gets_its_gateway_and_an_interface_on_each_subnet_once(self, cloud: FakeCloud) -> None:
+        inside = {"name": "inside", "subnet": {**SUBNET, "name": "inside", "cidr": "192.168.0.0/24"}}
+        router = {"name": "edge", "external": "provider", "subnets": ["inside"]}
+        document = {"networks": [NETWORK, inside], "routers": [router]}
+        assert "router edge" in run(cloud, document)[0]
+        networks = {network["name"]: network["id"] for network in cloud.things["networks"]}
+        (made,) = cloud.things["routers"]
+        assert made["external_gateway_info"] == {"network_id": networks["provider"]}
+        (port,) = cloud.things["ports"]
+        assert (port["device_id"], len(port["fixed_ips"])) == (made["id"], 1)
+        assert run(cloud, document) == ([], [])
+        assert cloud.calls == []
+
+    def test_a_router_to_a_network_that_is_not_there_is_told(self, cloud: FakeCloud) -> None:
+        router = {"name": "edge", "external": "nowhere", "subnets": []}
+        with pytest.raises(register.RegisterError, match="there is no network 'nowhere'"):
+            run(cloud, {"routers": [router]})
 
     def test_rules_let_traffic_in_once(self, cloud: FakeCloud) -> None:
         rules = [
