@@ -1,6 +1,8 @@
 """`stacklab services`: which services there are, and which layer of a profile each stands in."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from stacklab.cli.options import Output, OutputOption, Verbose, examples
 from stacklab.cli.request import Profile, SearchPath
@@ -13,12 +15,16 @@ EXAMPLES = examples(
     "stacklab services",
     "stacklab services --profile starter-kit",
     "stacklab services --path ./my-services --output json",
+    "stacklab services --reference > docs/reference/services.md",
 )
 
 
 def services(
     profile: Profile = None,
     path: SearchPath = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print all that is known of them, as Markdown.")
+    ] = False,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
 ) -> None:
@@ -26,8 +32,12 @@ def services(
     from stacklab.blueprint import DEFAULT_PROFILE
     from stacklab.model.catalog import Catalog
     from stacklab.model.picture import document
+    from stacklab.model.reference import markdown
 
     graph = Catalog.load(path or ()).graph(profile or DEFAULT_PROFILE)
+    if reference:
+        typer.echo(markdown(graph), nl=False)
+        return
     if output is Output.JSON:
         print_json(document(graph)["services"])
         return

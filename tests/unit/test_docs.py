@@ -56,6 +56,13 @@ def test_every_key_of_a_service_is_in_the_reference() -> None:
     assert {key for key in keys if f"`{key}`" not in reference} == set()
 
 
+def test_the_reference_of_services_is_current() -> None:
+    written = CliRunner().invoke(app, ["services", "--reference"])
+    assert written.exit_code == 0
+    page = "docs/reference/services.md"
+    assert written.stdout == text(page), f"type: stacklab services --reference > {page}"
+
+
 def test_the_picture_of_the_layers_is_current() -> None:
     drawn = CliRunner().invoke(app, ["graph", "--format", "svg"])
     assert drawn.exit_code == 0
