@@ -15,7 +15,6 @@ from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import check_layer, is_healthy
-from stacklab.children import BOUND_TREE
 from stacklab.errors import StepFailed
 from stacklab.freeze import freeze
 from stacklab.home import Home
@@ -24,13 +23,12 @@ from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
 from stacklab.host.checks import preflight
 from stacklab.images.base import base_inputs, ensure_base
-from stacklab.images.command import run_logged
 from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, build_guest, guest_inputs
-from stacklab.images.packages import Downloads, ensure_packages, install_command, packages_inputs
+from stacklab.images.packages import Downloads, Installation, ensure_packages, packages_inputs
 from stacklab.images.store import Image
 from stacklab.journal import Listener
-from stacklab.lab.access import ensure_keys, identity_files, ssh_options
+from stacklab.lab.access import ensure_keys, identity_files, ssh_options, wait_for_ssh
 from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import ensure_secrets
 from stacklab.model.release import Release
@@ -297,9 +295,9 @@ class _Climb:
             missing = [name for name in wanted if name not in present]
             if missing:
                 with self.lab.journal.step("more packages", node.name):
-                    prefix, root = self.lab.provider.root_view(node)
-                    install = install_command(root, missing, self.downloads, self.blueprint.versions)
-                    with self.downloads.locked():
-                        run_logged([*prefix, *BOUND_TREE, *install], self.log, "installing the packages")
+                    self.lab.provider.install(
+                        node, Installation(missing, self.downloads, self.log, self.blueprint.versions)
+                    )
+                    wait_for_ssh(self.lab, node)
                     # What systemd does at boot with what packages have put there.
                     self.lab.run_on(node.name, ["systemd-tmpfiles", "--create", "--exclude-prefix=/dev"])

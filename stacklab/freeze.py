@@ -6,7 +6,6 @@ an empty disk on top of the image. A thaw that is cut off is done again by whate
 """
 
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,11 @@ def freeze(lab: Lab, store: Store, kind: str, inputs: Mapping[str, Any], title: 
     def build(folder: Path) -> None:
         (folder / "lab").mkdir()
         (folder / "nodes").mkdir()
+        for node in nodes:
+            lab.provider.flush(node)
         with lab.namespace.paused():
             for node in nodes:
-                _copy(lab.provider.written(node), folder / "nodes" / node.name)
+                lab.provider.freeze(node, folder / "nodes" / node.name)
             for name in (SECRETS, SETTINGS):
                 shutil.copy2(lab.folder / name, folder / "lab" / name)
 
@@ -87,21 +88,3 @@ def record_layers(lab: Lab, keys: Mapping[str, str]) -> None:
     """
     for name, key in keys.items():
         lab.journal.record(STEP_PASSED, lab.name, name=name, key=key, seconds=0.0)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy an overlay directory with everything that overlay keeps in it.
-
-    Devices, links, extended attributes. Not sockets, which are nothing without a process, and which no
-    archive takes. The copying ends when this process does.
-    """
-    copy = ["cp", "--archive", "--reflink=auto", "--no-target-directory", str(source), str(target)]
-    argv = ["setpriv", "--pdeathsig=KILL", *copy]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise StepFailed(
-            f"copying the disk of node '{source.parent.name}' failed; the lab is as it was",
-            detail=done.stderr[-2000:],
-            hint="df -h shows where room is missing, stacklab images prune makes some",
-        )
-    subprocess.run(["find", str(target), "-xdev", "-type", "s", "-delete"], check=True)

@@ -50,6 +50,28 @@ class Downloads:
         return self.folder / "lists"
 
 
+@dataclass(frozen=True)
+class Installation:
+    """Packages to install into a system that is there. log: takes what apt prints.
+
+    versions: those that every package in the system is to have in the end.
+    """
+
+    packages: Sequence[str]
+    downloads: Downloads
+    log: Path
+    versions: Versions | None = None
+
+    def run(self, root: Path, prefix: Sequence[str] = ()) -> None:
+        """Install natively into the tree `root`, and start nothing.
+
+        prefix: what puts a command where it sees the tree. Raises StepFailed with the end of what apt said.
+        """
+        install = install_command(root, self.packages, self.downloads, self.versions)
+        with self.downloads.locked():
+            run_logged([*prefix, *BOUND_TREE, *install], self.log, "installing the packages")
+
+
 def packages_inputs(base: Image, packages: Sequence[str], versions: Versions | None = None) -> dict[str, Any]:
     """All that the image of `packages` on `base` is made of; some of them the base may have already."""
     wanted = set(packages).difference(base.inputs["packages"])

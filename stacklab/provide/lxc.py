@@ -5,6 +5,7 @@ Containers that the lab's own libvirtd runs with systemd in them, on an overlay 
 
 import contextlib
 import io
+import subprocess
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,11 @@ import libvirt
 from stacklab.errors import StepFailed
 from stacklab.files import remove_tree
 from stacklab.home import data_dir
+from stacklab.images.packages import Installation
 from stacklab.lab.cgroups import hierarchies, is_unified
 from stacklab.lab.namespace import Namespace
 from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork
+from stacklab.provide.disks import copy_disk
 from stacklab.provide.provider import Node, NodeFile, NodeState
 from stacklab.templating import stacklab_environment
 
@@ -111,20 +114,26 @@ class LxcProvider:
                 domain.destroy()
         return NodeState.STOPPED if (self._disk(node) / CREATED).exists() else NodeState.ABSENT
 
-    def written(self, node: Node) -> Path:
-        """The upper directory of the node's overlay."""
-        return self._disk(node) / "upper"
-
     def image(self, node: Node) -> list[Path]:
         """The lower directories of the node's overlay, top first."""
         return [Path(line) for line in (self._disk(node) / "lower").read_text().splitlines()]
 
-    def root_view(self, node: Node) -> tuple[list[str], Path]:
-        """Enter the lab's mounts, where the overlay is mounted, but keep the machine's network."""
-        pid = self._namespace.pid()
-        return ["nsenter", f"--target={pid}", "--mount", "--", "unshare", "--mount"], self._disk(
-            node
-        ) / "root"
+    def flush(self, node: Node) -> None:
+        """Nothing is to be done: what a container writes is in the kernel that copies it."""
+
+    def freeze(self, node: Node, folder: Path) -> None:
+        """Copy the upper directory of the node's overlay, with everything that overlay keeps in it.
+
+        Devices, links, extended attributes. Not sockets, which are nothing without a process, and which no
+        archive takes.
+        """
+        copy_disk(self._disk(node) / "upper", folder, node)
+        subprocess.run(["find", str(folder), "-xdev", "-type", "s", "-delete"], check=True)
+
+    def install(self, node: Node, installation: Installation) -> None:
+        """Install into the overlay from outside: among the lab's mounts, with the machine's network."""
+        enter = ["nsenter", f"--target={self._namespace.pid()}", "--mount", "--", "unshare", "--mount"]
+        installation.run(self._disk(node) / "root", enter)
 
     def _is_alive(self, domain: libvirt.virDomain) -> bool:
         """Whether the container's controller process, whose id is the domain's, is there.

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from stacklab.images.packages import Installation
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Provider(Protocol):
     kind: str
 
     def create(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
-        """Make the node's disk on top of `image` (its root trees, top first) and put `files` into it."""
+        """Make the node's disk on top of `image` and put `files` into it.
+
+        image: the folders that images have for the node (`Image.tree_of`), top first.
+        """
 
     def start(self, node: Node) -> None:
         """Start the node and return when its processes run; SSH may need a moment more."""
@@ -54,14 +60,20 @@ class Provider(Protocol):
     def state(self, node: Node) -> NodeState:
         """What is there of the node."""
 
-    def written(self, node: Node) -> Path:
-        """The folder with what the node has written over its image, as overlay keeps it."""
-
     def image(self, node: Node) -> list[Path]:
-        """The root trees of the image that the node's disk stands on, top first."""
+        """The folders of the image that the node's disk stands on, top first."""
 
-    def root_view(self, node: Node) -> tuple[list[str], Path]:
-        """A prefix for command lines, and the path by which such a command sees the node's root.
+    def flush(self, node: Node) -> None:
+        """Have what the node's programs have written reach its disk, before the lab is held for `freeze`."""
 
-        Commands run natively on the machine, with its network and a mount namespace of their own.
+    def freeze(self, node: Node, folder: Path) -> None:
+        """Copy what the node has written over its image into `folder`, which is not there yet.
+
+        The lab is held meanwhile. Raises StepFailed when the copy fails.
+        """
+
+    def install(self, node: Node, installation: "Installation") -> None:
+        """Install packages on the node, which runs, and runs again afterwards; SSH may need a moment.
+
+        Raises StepFailed with the end of what apt said.
         """
