@@ -327,9 +327,10 @@ class Journal:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        # Tables first: another process may make them, and the id with them, between two of these lines.
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         ours = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and ours != _APPLICATION_ID:
             raise JournalUnusable(f"{self.path} is a SQLite file, but not a journal of stacklab")
         if version > _VERSION:

@@ -4,7 +4,7 @@ Each ends when its cloud answers.
 """
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.check import look_after_start
 from stacklab.check.cloud import Cloud
+from stacklab.check.health import concerned_service
 from stacklab.errors import StepFailed, UsageError
 from stacklab.freeze import record_layers, thaw
 from stacklab.home import Home
@@ -132,9 +133,16 @@ def await_cloud(lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS) ->
                 raise StepFailed(
                     f"the cloud does not answer after {seconds:.0f} s",
                     detail="\n".join(missing),
-                    hint=f"stacklab logs SERVICE --lab {lab.name}",
+                    hint=_where_to_look(lab, blueprint, missing),
                 )
             time.sleep(POLL_SECONDS)
+
+
+def _where_to_look(lab: Lab, blueprint: Blueprint, missing: Sequence[str]) -> str:
+    """The command that shows more of the first service that is named in what is missing."""
+    concerned = concerned_service(blueprint.services, missing)
+    verb = f"logs {concerned}" if concerned else "status"
+    return f"stacklab {verb} --lab {lab.name}"
 
 
 def _limited(blueprint: Blueprint, services: Collection[str]) -> Blueprint:

@@ -1,6 +1,6 @@
 """The quick look of `up` at a lab that stands: under a second, nothing heavy imported, nothing changed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -13,6 +13,7 @@ from stacklab.check.result import Unmet
 from stacklab.check.units import unit_problems, units_on
 from stacklab.errors import StepFailed
 from stacklab.lab.lab import Lab
+from stacklab.model.service import Service
 from stacklab.provide.provider import Node, NodeState
 
 LOOK_SECONDS = 10.0
@@ -76,6 +77,18 @@ def ask_all(questions: Sequence[Callable[[], list[str]]]) -> list[str]:
             for future in [pool.submit(question) for question in questions]
             for problem in future.result()
         ]
+
+
+def concerned_service(services: Iterable[Service], problems: Iterable[str]) -> str:
+    """The name of the first service whose unit or endpoint one of the problems tells of; or empty."""
+    services = list(services)
+    for words in problems:
+        for service in services:
+            units = {unit for part in service.parts.values() for unit in part.units}
+            ports = [endpoint.port for endpoint in service.identity.services]
+            if units & set(words.split()) or any(f":{port}/" in words for port in ports):
+                return service.name
+    return ""
 
 
 def answers(url: str) -> list[str]:

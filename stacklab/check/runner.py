@@ -16,7 +16,7 @@ from stacklab.check.junit import write_junit
 from stacklab.check.result import Checking, CheckResult, CheckState, Unmet
 from stacklab.check.scenarios import check_scenario
 from stacklab.check.units import on_node, units_on
-from stacklab.errors import CheckFailed
+from stacklab.errors import CheckFailed, UsageError
 from stacklab.journal import Listener
 from stacklab.lab.lab import Lab
 
@@ -45,10 +45,16 @@ def verify(lab: Lab, listener: Listener, junit: Path | None = None) -> list[Chec
     """Run all checks of the layer that the lab stands on, and tell `listener` each event on the way.
 
     A lab that stands on none yet, because a check failed in its first `up`, is checked as layer 1.
-    junit: where to write the results as JUnit XML, whatever they are. Raises like `check_layer`.
+    junit: where to write the results as JUnit XML, whatever they are. Raises like `check_layer`, and
+    UsageError for a lab whose first `up` has not come as far as its checks.
     """
     blueprint = resolve(lab, UpRequest(lab=lab.name))
     layer = blueprint.target
+    if not lab.settings.layer and not _was_checked(lab, layer):
+        raise UsageError(
+            f"lab '{lab.name}' has not come up yet, so there is nothing to check",
+            hint=f"stacklab up --lab {lab.name}   (goes on from where it stopped)",
+        )
     with lab.locked():
         unsubscribe = lab.journal.subscribe(listener)
         try:
@@ -61,6 +67,10 @@ def verify(lab: Lab, listener: Listener, junit: Path | None = None) -> list[Chec
         finally:
             unsubscribe()
     return results
+
+
+def _was_checked(lab: Lab, layer: int) -> bool:
+    return any(event.data.get("name") == f"layer {layer} checks" for event in lab.journal.read())
 
 
 def _layers(blueprint: Blueprint) -> dict[str, int]:

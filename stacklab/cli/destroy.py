@@ -21,7 +21,11 @@ def destroy(
     """Remove a lab and all that it had; the cache stays."""
     from stacklab.lab import Lab
 
-    doomed = Lab.open(Home.from_environment(), lab)
+    try:
+        doomed = Lab.open(Home.from_environment(), lab)
+    except UsageError as error:
+        error.hint = "stacklab list"  # not how to make one
+        raise
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(

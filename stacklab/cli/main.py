@@ -1,6 +1,7 @@
 """The `stacklab` command: its verbs, and the one place where errors are printed and become exit codes."""
 
 import errno
+import os
 import shlex
 from itertools import pairwise
 from typing import Annotated, Any
@@ -75,12 +76,24 @@ class Stacklab(TyperGroup):
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of a pipe has gone; Typer ends quietly
-            again = shlex.join(["stacklab", *arguments])
+            again = shlex.join(["stacklab", *self._with_lab(ctx, arguments)])
             failure = translate(error, again=again, verbose=bool(ctx.meta.get(VERBOSE)))
-            if isinstance(failure, Interrupted) and ctx.invoked_subcommand == "up":
-                failure.hint = f"{again}   (up again goes on from here)"
+            if isinstance(failure, Interrupted):
+                goes_on = "   (up again goes on from here)" if ctx.invoked_subcommand == "up" else ""
+                failure.hint = again + goes_on
             show(failure, as_json=as_json)
             raise typer.Exit(failure.exit_code) from error
+
+    def _with_lab(self, ctx: Any, arguments: list[str]) -> list[str]:
+        """The arguments, with the lab that the environment named, so that they mean the same everywhere."""
+        lab, verb = os.environ.get("STACKLAB_LAB"), ctx.invoked_subcommand
+        named = any(word == "--lab" or word.startswith("--lab=") for word in arguments)
+        if not lab or named or verb not in self.commands:
+            return arguments
+        if all(parameter.name != "lab" for parameter in self.commands[verb].params):
+            return arguments
+        place = arguments.index(verb) + 1
+        return [*arguments[:place], "--lab", lab, *arguments[place:]]
 
 
 def _asks_for_json(arguments: list[str]) -> bool:

@@ -18,6 +18,7 @@ from stacklab.cli.request import (
     With,
     Without,
     service_names,
+    up_command,
 )
 from stacklab.cli.screen import print_json
 from stacklab.home import Home
@@ -74,7 +75,7 @@ def plan(
     if output is Output.JSON:
         print_json(planned)
         return
-    for line in lines(planned, every_difference=verbose):
+    for line in lines(planned, up_command(request), every_difference=verbose):
         typer.echo(line)
 
 
@@ -94,10 +95,11 @@ def _start_lines(plan: "Plan") -> Iterator[str]:
             yield f"         and {len(start.reasons) - REASONS_SHOWN} more"
 
 
-def lines(plan: "Plan", *, every_difference: bool = False) -> Iterator[str]:
+def lines(plan: "Plan", command: str, *, every_difference: bool = False) -> Iterator[str]:
     """A plan for people.
 
-    every_difference: of new files, too; otherwise only of those that change.
+    command: the command line that does it. every_difference: of new files, too; otherwise only of those that
+    change.
     """
     yield f"Lab {plan.lab}, up to layer {plan.layer}."
     if not (plan.nodes or plan.layers):
@@ -119,4 +121,4 @@ def lines(plan: "Plan", *, every_difference: bool = False) -> Iterator[str]:
             if every_difference or file.action == "change":
                 yield from (f"        {line}" for line in file.difference.splitlines())
     yield ""
-    yield f"Nothing was touched. `stacklab up --layer {plan.layer} --lab {plan.lab}` does it."
+    yield f"Nothing was touched. This does it: {command}"

@@ -325,6 +325,9 @@ def describe(event: Event, *, verbose: bool = False) -> str:
     kind = _short(event.type)
     if not verbose and not kind.startswith(tuple(_SHOWN)):
         return ""
+    if kind == "step.forgotten":  # a note of the journal to itself
+        key = str(event.data.get("key") or "").rstrip("-/")
+        return f"{key or 'every step'}: to be done again" if verbose else ""
     about, _, what = kind.rpartition(".")
     title = title_of(event)
     words = title if about in ("step", "check", "task") and title else f"{about} {title}".strip()

@@ -33,6 +33,13 @@ def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verb
         f"layer     {settings.layer or 'none yet'} of profile {settings.profile}, release {settings.release}"
     )
     typer.echo(f"services  {', '.join(settings.services) or 'none yet'}")
+    for word, values in (
+        ("with", settings.with_services),
+        ("without", settings.without_services),
+        ("path", settings.path),
+    ):
+        if values:
+            typer.echo(f"{word:<9} {', '.join(values)}")
     if newest:
         typer.echo(
             f"last      {describe(newest, verbose=True)}, {newest.time.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -28,6 +28,7 @@ from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.journal import Journal
 from stacklab.lab.namespace import Namespace
+from stacklab.model.documents import did_you_mean
 from stacklab.model.topology import Topology
 from stacklab.provide.provider import Node, NodeState, Provider
 
@@ -90,10 +91,11 @@ class Lab:
         """The lab of that name. Raises UsageError where there is none."""
         lab = cls(home, name)
         if not lab.exists:
-            others = ", ".join(other.name for other in cls.all(home))
+            others = [other.name for other in cls.all(home)]
+            near = did_you_mean(name, others) or (f"; there is: {', '.join(others)}" if others else "")
             raise UsageError(
-                f"there is no lab '{name}'" + (f"; there is: {others}" if others else ""),
-                hint=f"stacklab up --layer 1 --lab {name}",
+                f"there is no lab '{name}'{near}",
+                hint="stacklab list" if others else f"stacklab up --layer 1 --lab {name}",
             )
         return lab
 

@@ -18,7 +18,7 @@ from stacklab.check import units
 from stacklab.check.agents import Agent, wanted_agents
 from stacklab.check.api import Api, request
 from stacklab.check.commands import run_command
-from stacklab.check.health import answers, ask_all
+from stacklab.check.health import answers, ask_all, concerned_service
 from stacklab.check.junit import write_junit
 from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
 from stacklab.check.runner import Job, failure_of, run_jobs
@@ -440,3 +440,14 @@ def test_junit_has_a_case_for_each_check(tmp_path: Path) -> None:
     skipped = ssh.find("skipped")
     assert skipped is not None
     assert skipped.get("message") == "'an instance boots' failed"
+
+
+def test_what_is_missing_leads_to_the_service_whose_logs_tell_more() -> None:
+    services = Catalog.load().services.values()
+    for words, service in (
+        ("nova-compute on node 'controller' has not reported yet", "nova"),
+        ("http://10.20.0.11:9292/ answers 503", "glance"),
+        ("rabbitmq-server on node 'controller' is failed (failed), exit-code", "rabbitmq"),
+        ("node 'controller' is stopped", ""),
+    ):
+        assert concerned_service(services, ["node 'x' is stopped", words]) == service

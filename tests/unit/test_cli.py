@@ -15,12 +15,14 @@ import typer
 from typer.testing import CliRunner
 
 from stacklab import errors
+from stacklab.blueprint import UpRequest
 from stacklab.cli.enter import become
 from stacklab.cli.events import since
 from stacklab.cli.logs import units_of
 from stacklab.cli.main import Stacklab, app, stacklab
 from stacklab.cli.options import Verbose
 from stacklab.cli.plan import lines
+from stacklab.cli.request import up_command
 from stacklab.cli.screen import print_table
 from stacklab.home import Home
 from stacklab.lab import Lab, LabSettings
@@ -200,6 +202,19 @@ def test_ctrl_c_says_that_up_goes_on_from_here() -> None:
     assert "goes on" not in runner.invoke(failing(KeyboardInterrupt()), ["look"]).stderr
 
 
+def test_what_to_type_next_names_the_lab_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = typer.Typer(cls=Stacklab)
+    program.callback()(stacklab)
+
+    @program.command("up")
+    def up(lab: str = "default", layer: int = 1) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("STACKLAB_LAB", "blue")
+    assert "stacklab up --lab blue --layer 2 " in runner.invoke(program, ["up", "--layer", "2"]).stderr
+    assert "stacklab up --lab=red " in runner.invoke(program, ["up", "--lab=red"]).stderr
+
+
 def test_an_unexpected_error_is_one_line_and_a_file_with_the_traceback(home: Home) -> None:
     result = runner.invoke(failing(ZeroDivisionError("division by zero")), ["up"])
     assert result.exit_code == 1
@@ -243,6 +258,24 @@ def test_a_lab_that_is_not_there_is_wrong_usage(verb: str, lab: Lab) -> None:
     assert "there is no lab 'green'; there is: blue" in result.stderr
 
 
+def test_the_name_of_a_lab_that_is_not_there_is_answered_with_the_nearest(lab: Lab) -> None:
+    result = runner.invoke(app, ["destroy", "--lab", "blu"])
+    assert "there is no lab 'blu', did you mean 'blue'?\nnext: stacklab list\n" in result.stderr
+
+
+def test_destroying_what_is_not_there_gives_no_hint_to_make_it() -> None:
+    result = runner.invoke(app, ["destroy", "--lab", "green", "--yes"])
+    assert result.stderr == "error: there is no lab 'green'\nnext: stacklab list\n"
+
+
+def test_a_lab_whose_up_was_cut_off_is_not_verified(lab: Lab) -> None:
+    lab.save(lab.settings.model_copy(update={"layer": 0}))
+    result = runner.invoke(app, ["verify", "--lab", "blue"])
+    assert result.exit_code == 2
+    assert "has not come up yet" in result.stderr
+    assert "next: stacklab up --lab blue" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["Blue", "1st", "a_b", "../x", "a" * 32, ""])
 def test_names_that_no_lab_can_have(name: str) -> None:
     result = runner.invoke(app, ["status", "--lab", name])
@@ -267,6 +300,14 @@ def test_list(lab: Lab) -> None:
 def test_list_without_labs_says_how_to_make_one() -> None:
     assert "stacklab up --layer 1" in runner.invoke(app, ["list"]).stdout
     assert json.loads(runner.invoke(app, ["list", "-o", "json"]).stdout) == []
+
+
+def test_status_shows_what_was_asked_for_beside_the_profile(lab: Lab) -> None:
+    more = {"with_services": {"hello": 1}, "without_services": ("nova",), "path": ("/srv/mine",)}
+    lab.save(lab.settings.model_copy(update=more))
+    shown = runner.invoke(app, ["status", "--lab", "blue"]).stdout
+    for line in ("with      hello", "without   nova", "path      /srv/mine"):
+        assert line in shown.splitlines()
 
 
 def test_status_of_a_lab_that_is_off(lab: Lab) -> None:
@@ -358,7 +399,7 @@ def test_a_plan_for_people() -> None:
     layer = PlannedLayer(1, ("mariadb", "keystone"), (("controller", "keystone/schema"),), files)
     images = (PlannedImage("base", "abc", True), PlannedImage("packages", "def", False))
     plan = Plan("blue", 1, images, ("controller",), (layer,))
-    text = "\n".join(lines(plan))
+    text = "\n".join(lines(plan, "stacklab up"))
     for words in (
         "base      abc  cached",
         "packages  def  to be built",
@@ -367,8 +408,28 @@ def test_a_plan_for_people() -> None:
     ):
         assert words in text
     assert "+ /etc/a\n    controller  ~ /etc/b\n        -old\n        +new\n" in text
-    assert "+ /etc/a\n        +new" in "\n".join(lines(plan, every_difference=True))
-    assert list(lines(Plan("blue", 1, (), (), ())))[-1] == "Nothing to do."
+    assert "+ /etc/a\n        +new" in "\n".join(lines(plan, "stacklab up", every_difference=True))
+    assert list(lines(Plan("blue", 1, (), (), ()), "stacklab up"))[-1] == "Nothing to do."
+
+
+def test_a_plan_ends_with_the_command_that_does_the_same() -> None:
+    request = UpRequest(
+        "blue",
+        2,
+        profile="starter-kit",
+        with_services=("hello", "motd"),
+        path=(Path("/srv/my clouds"),),
+        locked=Path("versions.yaml"),
+        offline=True,
+    )
+    command = (
+        "stacklab up --layer 2 --lab blue --profile starter-kit --locked versions.yaml"
+        " --with hello --with motd --path '/srv/my clouds' --offline"
+    )
+    assert up_command(request) == command
+    assert up_command(UpRequest()) == "stacklab up"
+    layer = PlannedLayer(1, ("keystone",), (), ())
+    assert list(lines(Plan("blue", 1, (), (), (layer,)), command))[-1].endswith(f": {command}")
 
 
 # Destroy

@@ -78,6 +78,8 @@ def test_tasks_and_nodes_are_shown_when_asked_for() -> None:
     assert describe(event("task.started", "controller", name="push"), verbose=True) == "push (controller) ..."
     assert describe(event("node.started", "controller"), verbose=True) == "node controller ..."
     assert describe(event("lab.created"), verbose=True) == "lab: created"
+    assert describe(event("step.forgotten", key="layer-")) == ""
+    assert describe(event("step.forgotten", key="layer-1/"), verbose=True) == "layer-1: to be done again"
 
 
 def test_of_a_long_error_the_last_line_is_shown(timings: Timings) -> None:
