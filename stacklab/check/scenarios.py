@@ -17,7 +17,17 @@ def _instance(cloud: Cloud, service: Service, name: str) -> Checking:
     return check_instance(cloud, service, name)
 
 
-SCENARIOS: Mapping[str, Scenario] = {"agents": check_agents, "instance": _instance}
+def _floating_ip(cloud: Cloud, service: Service, name: str) -> Checking:
+    from stacklab.check.floating_ip import check_floating_ip
+
+    return check_floating_ip(cloud, service, name)
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "agents": check_agents,
+    "floating-ip": _floating_ip,
+    "instance": _instance,
+}
 
 
 def check_scenario(cloud: Cloud, service: Service, name: str, scenario: str) -> Checking:

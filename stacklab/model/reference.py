@@ -1,4 +1,4 @@
-"""The services of a profile as a page of the documentation: what each needs, offers, and does not do in a lab."""
+"""The services of a profile as a page: what each needs, offers, and leaves out in a lab."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from stacklab.model.service import Service
 HEAD = """\
 # Services
 
-Written by `stacklab services --reference` from the service folders, in the layers of the profile `{profile}`. What the words
-mean: [service.yaml](service.md). Memory is that of a lab without instances.
+Written by `stacklab services --reference` from the service folders, in the layers of the profile
+`{profile}`. What the words mean: [service.yaml](service.md). Memory is that of a lab without instances.
 """
 
 

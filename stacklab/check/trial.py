@@ -1,0 +1,346 @@
+"""The parts of scenarios with an instance in them: it is booted, reached and removed by the same code in all.
+
+What a trial makes is named `stacklab-check-` and eight hex digits, so that nothing of a user is ever touched;
+what an earlier run that was killed has left is removed first. All of it belongs to the administrator's
+project.
+"""
+
+import contextlib
+import io
+import json
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import openstack
+import paramiko
+import requests
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from keystoneauth1 import session as keystone_session
+from keystoneauth1.exceptions import ClientException
+from keystoneauth1.identity import v3
+from openstack import exceptions
+from openstack.connection import Connection
+
+from stacklab.check.cloud import Cloud
+from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
+from stacklab.errors import Interrupted
+from stacklab.model.service import Service
+
+PREFIX = "stacklab-check-"
+OURS = re.compile(re.escape(PREFIX) + r"[0-9a-f]{8}")
+IMAGE, FLAVOR, PROVIDER = "guest", "tiny", "provider"
+
+ROOM_SECONDS = 90.0
+BUILD_SECONDS = 180.0
+BOOT_SECONDS = 180.0  # emulated, on a machine that is busy with more than this
+SSH_SECONDS = 60.0
+DELETE_SECONDS = 90.0
+CONSOLE_LINES = 25
+METADATA = "http://169.254.169.254/openstack/latest/meta_data.json"
+
+_UNDER_WAY: set[str] = set()
+"""The names of trials that are being played at this moment; all others are leftovers."""
+
+TrialStep = tuple[str, Callable[[], None]]
+"""What a step of a scenario shows, in words, and the step itself."""
+
+
+def play(trial: "Trial", steps: Sequence[TrialStep], service: Service, name: str) -> Checking:
+    """Play a scenario: each step waits for the thing itself; after one that fails the others are skipped.
+
+    Whatever happens, what was made is removed again, which is the last result.
+    """
+    failed = ""
+    try:
+        for words, step in steps:
+            title = f"{name}: {words}"
+            if failed:
+                yield CheckResult(service.name, title, CheckState.SKIPPED, error=f"'{failed}' failed")
+                continue
+            trial.cloud.heed_stop()
+            result = ask(service.name, title, step)
+            failed = words if result.state is CheckState.FAILED else ""
+            yield result
+    finally:
+        removal = ask(service.name, f"{name}: nothing of it remains", trial.remove)
+    yield removal
+
+
+@dataclass
+class Trial:
+    """An instance of the guest, from the room for it to the last trace gone: the parts of scenarios.
+
+    network: the name of the network that it is on. address: where it is reached, once it is known.
+    """
+
+    cloud: Cloud
+    network: str = PROVIDER
+    name: str = field(default_factory=lambda: PREFIX + secrets.token_hex(4))
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    connection: Connection | None = None
+    server: str = ""
+    address: str = ""
+    console: str = ""
+
+    def __post_init__(self) -> None:
+        _UNDER_WAY.add(self.name)
+
+    @property
+    def api(self) -> Connection:
+        """A client of the cloud's APIs."""
+        if self.connection is None:
+            self.connection = _connect(self.cloud)
+        return self.connection
+
+    def find_room(self) -> None:
+        """Ask Placement what Nova's scheduler will ask it. Before that, make room of what an earlier run
+        left.
+        """
+        _remove_leftovers(self.cloud, self.api)
+        flavor = self.api.compute.find_flavor(FLAVOR, ignore_missing=False)
+        wanted = f"VCPU:{flavor.vcpus},MEMORY_MB:{flavor.ram}" + (
+            f",DISK_GB:{flavor.disk}" if flavor.disk else ""
+        )
+
+        def look() -> bool | None:
+            path = f"/allocation_candidates?limit=1&resources={wanted}"
+            answer = self.api.placement.get(path, headers={"OpenStack-API-Version": "placement 1.29"})
+            exceptions.raise_from_response(answer)
+            return bool(answer.json()["allocation_requests"]) or None
+
+        self.cloud.wait_for(look, ROOM_SECONDS, lambda: f"Placement knows no node with room for {wanted}")
+
+    def import_key(self) -> None:
+        """Nova takes the public half of a new key."""
+        public = self.key.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        )
+        self.api.compute.create_keypair(name=self.name, public_key=f"{public.decode()} {self.name}")
+
+    def boot(self) -> None:
+        """An instance of the guest image gets ACTIVE; when not, Nova's fault says why."""
+        compute = self.api.compute
+        server = compute.create_server(
+            name=self.name,
+            image_id=self.api.image.find_image(IMAGE, ignore_missing=False).id,
+            flavor_id=compute.find_flavor(FLAVOR, ignore_missing=False).id,
+            networks=[{"uuid": self.api.network.find_network(self.network, ignore_missing=False).id}],
+            key_name=self.name,
+        )
+        self.server = server.id
+
+        def look() -> Any:
+            nonlocal server
+            server = compute.get_server(self.server)
+            if server.status == "ERROR":
+                fault = server.fault or {}
+                raise Unmet(
+                    f"the instance ended in ERROR: {fault.get('message', 'Nova gives no reason')}",
+                    detail=str(fault.get("details", "")),
+                )
+            return server if server.status == "ACTIVE" else None
+
+        self.cloud.wait_for(
+            look, BUILD_SECONDS, lambda: f"the instance is {server.status}, task {server.task_state},"
+        )
+
+    def find_address(self) -> None:
+        """Nova knows its address on the network."""
+        addresses = self.api.compute.get_server(self.server).addresses or {}
+        found = [each["addr"] for each in addresses.get(self.network, [])]
+        if not found:
+            raise Unmet(
+                f"the instance has no address on network '{self.network}', but {addresses or 'none at all'}"
+            )
+        self.address = found[0]
+
+    def read_console(self) -> None:
+        """The guest itself says that it is up, with the address that DHCP gave it."""
+        pattern = re.compile(r"^stacklab guest (\S+) is up: (.+) after \d+ s", re.MULTILINE)
+        trouble = ""
+
+        def look() -> re.Match[str] | None:
+            nonlocal trouble
+            try:
+                self.console = self._read_console()
+            except (
+                exceptions.SDKException,
+                ClientException,
+            ) as error:  # a node that emulates may be slow to tell
+                trouble = f" ({error})"
+            return pattern.search(self.console)
+
+        def otherwise() -> str:
+            return f"its console does not say that it is up{trouble}"
+
+        with self.console_in_failure():
+            said = self.cloud.wait_for(look, BOOT_SECONDS, otherwise, poll=1.0)
+            if (said[1], said[2]) != (self.name, self.address):
+                raise Unmet(f"the guest is {said[1]} with {said[2]}, not {self.name} with {self.address}")
+
+    def log_in(self) -> None:
+        """Root logs in with the key that was injected."""
+        with self.console_in_failure():
+            said = self.run_inside("hostname").strip()
+            if said != self.name:
+                raise Unmet(f"{self.address} is '{said}', not '{self.name}'")
+
+    def read_metadata(self) -> None:
+        """The metadata service knows the instance that asks."""
+        with self.console_in_failure():
+            text = self.run_inside(f"wget -qO- -T 10 {METADATA} 2>&1")
+            try:
+                document = json.loads(text)
+            except ValueError:
+                raise Unmet(f"{METADATA} gives no JSON", detail=text[-1000:]) from None
+            told = (document.get("uuid"), document.get("name"))
+            if told != (self.server, self.name):
+                raise Unmet(
+                    f"the metadata are those of {told[1]} ({told[0]}), not of {self.name} ({self.server})"
+                )
+
+    def remove(self) -> None:
+        """Remove what was made, and see that each thing is gone."""
+        try:
+            if self.connection is not None:
+                _remove(self.cloud, self.connection, self.name)
+        finally:
+            _UNDER_WAY.discard(self.name)
+            if self.connection is not None:
+                self.connection.close()
+
+    @contextlib.contextmanager
+    def console_in_failure(self) -> Iterator[None]:
+        """Add the end of the console log to a failure."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            with contextlib.suppress(exceptions.SDKException, ClientException):
+                self.console = self._read_console()
+            lines = self.console.splitlines()[-CONSOLE_LINES:]
+            console = ["the end of its console:", *lines] if lines else ["its console is empty"]
+            words = (
+                str(error) if isinstance(error, Unmet) else f"{type(error).__name__}: {error}".rstrip(": ")
+            )
+            detail = [error.detail] if isinstance(error, Unmet) and error.detail else []
+            raise Unmet(words, detail="\n".join([*detail, *console])) from error
+
+    def _read_console(self) -> str:
+        output: str | None = self.api.compute.get_server_console_output(self.server)["output"]
+        return (output or "").replace("\r", "")
+
+    def run_inside(self, command: str) -> str:
+        """What the command prints in the instance. The guest's SSH server may need a moment more."""
+        with self._transport() as transport, transport.open_session(timeout=SSH_SECONDS) as channel:
+            channel.settimeout(SSH_SECONDS)
+            channel.exec_command(command)
+            with channel.makefile("rb") as output:
+                return output.read().decode(errors="replace")
+
+    @contextlib.contextmanager
+    def _transport(self) -> Iterator[paramiko.Transport]:
+        """An SSH connection as root. The host key is as new as the instance, so there is none to compare it
+        with.
+        """
+        private = self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        key = paramiko.Ed25519Key.from_private_key(io.StringIO(private.decode()))
+        # The socket is made by this thread, which is in the lab's network; paramiko's own thread only uses
+        # it.
+        with contextlib.closing(paramiko.Transport(self._connect_ssh())) as transport:
+            transport.banner_timeout = transport.auth_timeout = SSH_SECONDS
+            transport.start_client(timeout=SSH_SECONDS)
+            transport.auth_publickey("root", key)
+            yield transport
+
+    def _connect_ssh(self) -> socket.socket:
+        said = ""
+
+        def look() -> socket.socket | None:
+            nonlocal said
+            try:
+                return socket.create_connection((self.address, 22), timeout=5.0)
+            except OSError as error:
+                said = str(error)
+                return None
+
+        return self.cloud.wait_for(
+            look, SSH_SECONDS, lambda: f"{self.address} does not accept port 22 ({said})", poll=0.3
+        )
+
+
+def _connect(cloud: Cloud) -> Connection:
+    credentials = cloud.credentials
+    auth = v3.Password(
+        auth_url=credentials["OS_AUTH_URL"],
+        username=credentials["OS_USERNAME"],
+        password=credentials["OS_PASSWORD"],
+        project_name=credentials["OS_PROJECT_NAME"],
+        user_domain_id=credentials["OS_USER_DOMAIN_ID"],
+        project_domain_id=credentials["OS_PROJECT_DOMAIN_ID"],
+    )
+    http = requests.Session()
+    http.trust_env = False  # no proxy of the environment stands between this machine and its lab
+    return openstack.connection.Connection(
+        session=keystone_session.Session(auth=auth, session=http, timeout=60),
+        region_name=credentials["OS_REGION_NAME"],
+    )
+
+
+def _remove_leftovers(cloud: Cloud, api: Connection) -> None:
+    """Remove what earlier runs that were killed have left."""
+    project = api.current_project_id
+    named = [
+        *(server.name for server in api.compute.servers()),
+        *(key.name for key in api.compute.keypairs()),
+        *(image.name for image in api.image.images(owner=project)),
+        *(floating.description for floating in api.network.ips(project_id=project)),
+    ]
+    for name in sorted({name for name in named if name and OURS.fullmatch(name)} - _UNDER_WAY):
+        _remove(cloud, api, name)
+
+
+def _remove(cloud: Cloud, api: Connection, name: str) -> None:
+    """Remove what has that name: instances, floating IPs, key pair, images; return when all of it is gone.
+
+    Raises Unmet with what remains. It does not heed `stopping`: what was made has to go also after Ctrl-C.
+    """
+    servers = [server for server in api.compute.servers(name=f"^{name}$") if server.name == name]
+    for server in servers:
+        api.compute.delete_server(server, ignore_missing=True)
+    for floating in api.network.ips(description=name):
+        api.network.delete_ip(floating, ignore_missing=True)
+    api.compute.delete_keypair(name, ignore_missing=True)
+    for image in api.image.images(name=name, owner=api.current_project_id):
+        api.image.delete_image(image.id, ignore_missing=True)
+    deadline = time.monotonic() + DELETE_SECONDS
+    while remains := list(_remains(api, name, [server.id for server in servers])):
+        if time.monotonic() > deadline:
+            raise Unmet(f"after {DELETE_SECONDS:.0f} s there still is: {', '.join(remains)}")
+        time.sleep(0.5)
+
+
+def _remains(api: Connection, name: str, servers: list[str]) -> Iterator[str]:
+    """What is still there of the things of that name, and of the instances with these ids."""
+    for server in api.compute.servers(name=f"^{name}$"):
+        yield f"instance {server.id} ({server.status}, task {server.task_state})"
+    for uuid in servers:
+        for port in api.network.ports(device_id=uuid):
+            yield f"port {port.id}"
+        if api.placement.get(f"/allocations/{uuid}").json().get("allocations"):
+            yield f"allocation of {uuid}"
+    for floating in api.network.ips(description=name):
+        yield f"floating IP {floating.floating_ip_address}"
+    if api.compute.find_keypair(name, ignore_missing=True):
+        yield f"key pair {name}"
+    for image in api.image.images(name=name):
+        yield f"image {image.id}"
