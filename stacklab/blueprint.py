@@ -11,11 +11,13 @@ from stacklab.lab.lab import Lab, LabSettings, nodes_of
 from stacklab.model.catalog import Catalog
 from stacklab.model.release import Release
 from stacklab.model.service import Part, Service
+from stacklab.model.topology import MOST_NODES, Topology
 from stacklab.provide.provider import Node
 from stacklab.versions import FILE, Versions, read_versions, refuse_unlocked, versions_kept
 
 DEFAULT_PROFILE = "openstack"
 DEFAULT_TOPOLOGY = "all-in-one"
+COUNTED_TOPOLOGY = "controller-computes"
 NODE_KINDS = ("auto", "lxc")
 
 
@@ -28,6 +30,8 @@ class UpRequest:
     profile: str | None = None
     release: str | None = None
     topology: str | None = None
+    computes: int | None = None
+    """How many compute nodes, in a topology that leaves it open."""
     node_kind: str | None = None
     with_services: tuple[str, ...] = ()
     without_services: tuple[str, ...] = ()
@@ -99,16 +103,17 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     catalog = Catalog.load(path)
     if standing is None:
         profile = catalog.profile(request.profile or DEFAULT_PROFILE)
-        topology = catalog.topology(request.topology or DEFAULT_TOPOLOGY)
+        topology = _topology(catalog, request)
         settings = LabSettings(
             profile=profile.name,
             release=catalog.release(request.release or profile.release).name,
             topology=topology.name,
+            computes=request.computes or topology.computes,
             node_kind=_node_kind(request.node_kind),
             with_services=dict.fromkeys(request.with_services, target),
             without_services=request.without_services,
             path=tuple(str(folder.absolute()) for folder in path),
-            nodes=nodes_of(topology),
+            nodes=nodes_of(topology, request.computes),
         )
     else:
         _refuse_changes(lab, standing, request)
@@ -122,7 +127,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     graph = catalog.graph(settings.profile)
     cuts = graph.cuts(target, settings.with_services, settings.without_services)
     blueprint = Blueprint(settings, target, catalog.release(settings.release), cuts, versions)
-    problems = list(_shared_ports(blueprint))
+    problems = [*_shared_ports(blueprint), *_missing_roles(blueprint, catalog)]
     if problems:
         raise ModelError(problems)
     if versions is not None:
@@ -175,6 +180,33 @@ def _left_out(standing: LabSettings, request: UpRequest) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in request.with_services))
 
 
+def _missing_roles(blueprint: Blueprint, catalog: Catalog) -> Iterator[Problem]:
+    """Roles that no node has, and without which parts of services would run nowhere."""
+    there = {role for node in blueprint.nodes for role in node.roles}
+    wanted: dict[str, list[str]] = {}
+    for service in blueprint.services:
+        for needed in service.parts:
+            wanted.setdefault(needed, []).append(service.name)
+    for role in sorted(wanted.keys() - there):
+        message = f"no node has the role '{role}', which is where parts of {', '.join(wanted[role])} run"
+        yield catalog.topology(blueprint.settings.topology).problem(message, "nodes")
+
+
+def _topology(catalog: Catalog, request: UpRequest) -> Topology:
+    """The topology of a new lab. Raises UsageError for a number of computes where it leaves none open."""
+    default = DEFAULT_TOPOLOGY if request.computes is None else COUNTED_TOPOLOGY
+    topology = catalog.topology(request.topology or default)
+    if request.computes is not None:
+        if topology.computes is None:
+            raise UsageError(
+                f"the topology '{topology.name}' says which nodes there are; --computes has nothing to count",
+                hint=f"--topology {COUNTED_TOPOLOGY}, or a node with `count:` in {topology.file}",
+            )
+        if len(topology.machines(request.computes)) > MOST_NODES:
+            raise UsageError(f"a lab can have {MOST_NODES} nodes")
+    return topology
+
+
 def _node_kind(asked: str | None) -> str:
     """`auto` takes lxc for as long as it is the only kind that is built."""
     if asked not in (None, *NODE_KINDS):
@@ -184,10 +216,15 @@ def _node_kind(asked: str | None) -> str:
 
 def _refuse_changes(lab: Lab, standing: LabSettings, request: UpRequest) -> None:
     asked = {"profile": request.profile, "release": request.release, "topology": request.topology}
+    hint = f"stacklab destroy --lab {lab.name}, or take another name with --lab"
     for what, wanted in asked.items():
         if wanted is not None and wanted != getattr(standing, what):
             raise UsageError(
                 f"lab '{lab.name}' is built from the {what} '{getattr(standing, what)}', "
                 f"which cannot become '{wanted}'",
-                hint=f"stacklab destroy --lab {lab.name}, or take another name with --lab",
+                hint=hint,
             )
+    if request.computes not in (None, standing.computes):
+        there = sum("compute" in node.roles for node in standing.nodes)
+        words = "one compute node" if there == 1 else f"{there} compute nodes"
+        raise UsageError(f"lab '{lab.name}' has {words}, which cannot become {request.computes}", hint=hint)

@@ -146,7 +146,10 @@ def _planned_image(store: Store, kind: str, inputs: dict[str, object]) -> Planne
 
 def _steps(rendered: Rendered) -> tuple[tuple[str, str], ...]:
     on_nodes: list[tuple[str, Step]] = [
-        (node, step) for node, steps in rendered.steps.items() for step in steps
+        (node, step)
+        for by_node in (rendered.steps, rendered.final)
+        for node, steps in by_node.items()
+        for step in steps
     ]
     return tuple((node, step.id) for node, step in on_nodes)
 

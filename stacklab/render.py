@@ -30,6 +30,7 @@ from stacklab.templating import service_environment, stacklab_environment
 
 JOBS = 4
 STEPS_FILE = "/var/lib/stacklab/steps.json"
+FINAL_FILE = "/var/lib/stacklab/final.json"
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,14 @@ class HostFacts:
 class Rendered:
     """A layer as rendered.
 
-    files: by node, by path. steps: by node; final: those for the controller when all nodes run. playbook,
+    files: by node, by path. steps: by node; final: by node, those for when all nodes run. playbook,
     inventory: texts.
     """
 
     layer: int
     files: Mapping[str, Mapping[str, RenderedFile]]
     steps: Mapping[str, Sequence[Step]]
-    final: Sequence[Step]
+    final: Mapping[str, Sequence[Step]]
     playbook: str
     inventory: str
     images: Mapping[str, Path] = field(default_factory=dict)
@@ -163,7 +164,7 @@ class Renderer:
             raise ModelError(problems)
         scopes = {node.name: self._scope(node, services, files, problems) for node in self._blueprint.nodes}
         steps = {name: node_steps(scope) for name, scope in scopes.items()}
-        final = [] if self._alone else final_steps(scopes[self._controller.name])
+        final = {} if self._alone else {name: final_steps(scope) for name, scope in scopes.items()}
         if problems:
             raise ModelError(problems)
         whole = {node: dict(tree) for node, tree in files.items()}
@@ -172,15 +173,15 @@ class Renderer:
             tree["/usr/lib/stacklab/register.py"] = RenderedFile(
                 (data_dir() / "playbooks" / "files" / "register.py").read_bytes(), mode=0o755
             )
-        if final:
-            whole[self._controller.name]["/var/lib/stacklab/final.json"] = _steps_file(final)
+            if final.get(node):
+                tree[FINAL_FILE] = _steps_file(final[node])
         images = self._image_files(services)
         return Rendered(
             number,
             whole,
             steps,
             final,
-            self._playbook(number, services, bool(final), images),
+            self._playbook(number, services, [name for name, last in final.items() if last], images),
             self._inventory(),
             images,
             json.dumps(demands(self._blueprint, number)),
@@ -293,35 +294,22 @@ class Renderer:
         )
 
     def _playbook(
-        self, number: int, services: Sequence[Service], has_final: bool, images: Mapping[str, Path]
+        self, number: int, services: Sequence[Service], last: Sequence[str], images: Mapping[str, Path]
     ) -> str:
+        """The playbook. last: the nodes with steps for when all nodes run.
+
+        What runs on the other nodes logs in at the controller's APIs, so they come after it.
+        """
         others = [node.name for node in self._blueprint.nodes if node != self._controller]
         plays = [
-            {
-                "title": "Bring up the controller",
-                "nodes": [self._controller.name],
-                "file": "steps.json",
-                "task": "services",
-            }
+            {"title": title, "nodes": nodes, "file": file}
+            for title, nodes, file in (
+                ("Bring up the controller", [self._controller.name], STEPS_FILE),
+                ("Bring up the other nodes", others, STEPS_FILE),
+                ("Complete", last, FINAL_FILE),
+            )
+            if nodes
         ]
-        if others:
-            plays.append(
-                {
-                    "title": "Bring up the other nodes",
-                    "nodes": others,
-                    "file": "steps.json",
-                    "task": "services",
-                }
-            )
-        if has_final:
-            plays.append(
-                {
-                    "title": "Complete",
-                    "nodes": [self._controller.name],
-                    "file": "final.json",
-                    "task": "services",
-                }
-            )
         tasks: dict[str, list[dict[str, str]]] = {}
         for service in services:
             for phase, file in service.tasks.items():

@@ -6,7 +6,7 @@
     to be ready S/ROLE            its systemd units for a role of the node run, restarted where their files
     changed S/ROLE.ready      their ports accept identity          users, services and endpoints of a layer
     needs keystone to be ready S/resources       what it has made through the APIs                 needs S and
-    what it uses to be ready S/final.NAME      what can only be done when all runs
+    what it uses to be ready S/final.NAME      what can only be done when all runs, on all nodes
 
 A step that has a stamp is not run again while its stamp, the hash of what went into it, stays the same.
 """
@@ -98,7 +98,7 @@ def node_steps(scope: Scope) -> list[Step]:
 
 
 def final_steps(scope: Scope) -> list[Step]:
-    """The steps for the controller when the units of all nodes run."""
+    """The steps of one node for when the units of all nodes run."""
     return [
         step for service in scope.services for step in _chain(scope, service, "final", service.finalise, ())
     ]
@@ -115,16 +115,15 @@ class _Builder:
         scope = self.scope
         required = tuple(step for name in service.requires for step in self.ready.get(name, ()))
         before: tuple[str, ...] = required
-        if self.is_controller:
-            if service.database:
-                self._add(_database_step(scope, service, self.ready.get(DATABASE_SERVICE, ())))
-                database = f"{service.name}/database"
-                synced = _chain(scope, service, "sync", service.database.sync, (database,))
-                self._add(*(replace(step, whole=database) for step in synced))
-                before += (synced[-1].id if synced else database,)
-            first = _chain(scope, service, "init", service.initialise, before)
-            self._add(*first)
-            before = (first[-1].id,) if first else before
+        if self.is_controller and service.database:
+            self._add(_database_step(scope, service, self.ready.get(DATABASE_SERVICE, ())))
+            database = f"{service.name}/database"
+            synced = _chain(scope, service, "sync", service.database.sync, (database,))
+            self._add(*(replace(step, whole=database) for step in synced))
+            before += (synced[-1].id if synced else database,)
+        first = _chain(scope, service, "init", service.initialise, before)
+        self._add(*first)
+        before = (first[-1].id,) if first else before
         if service.name != IDENTITY_SERVICE and IDENTITY in self._ids():
             before += (IDENTITY,)
         self._add_units(service, before)
@@ -155,7 +154,7 @@ class _Builder:
                 needed = (service.name, *service.requires, *service.uses)
                 waits = (step for name in needed for step in self.ready.get(name, ()))
                 self._add(_resources_step(self.scope, service, tuple(dict.fromkeys(waits))))
-        if self.is_controller and self.scope.alone:
+        if self.scope.alone:
             everything = tuple(step.id for step in self.steps)
             for step in final_steps(self.scope):
                 self._add(replace(step, after=step.after or everything))

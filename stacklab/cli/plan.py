@@ -7,6 +7,7 @@ import typer
 
 from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
 from stacklab.cli.request import (
+    Computes,
     Layer,
     Locked,
     NodeKindOption,
@@ -42,6 +43,7 @@ def plan(
     profile: Profile = None,
     release: Release = None,
     topology: Topology = None,
+    computes: Computes = None,
     node_kind: NodeKindOption = None,
     with_services: With = None,
     without_services: Without = None,
@@ -64,6 +66,7 @@ def plan(
         profile=profile,
         release=release,
         topology=topology,
+        computes=computes,
         node_kind=node_kind,
         with_services=service_names(with_services),
         without_services=service_names(without_services),

@@ -33,6 +33,10 @@ Release = Annotated[str | None, typer.Option("--release", metavar="NAME", help="
 Topology = Annotated[
     str | None, typer.Option("--topology", metavar="NAME", help="The nodes and their roles.")
 ]
+Computes = Annotated[
+    int | None,
+    typer.Option("--computes", min=1, metavar="K", help="A controller and K compute nodes beside it."),
+]
 NodeKindOption = Annotated[
     NodeKind | None, typer.Option("--node-kind", help="What nodes are; auto takes the best that works here.")
 ]

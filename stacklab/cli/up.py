@@ -5,6 +5,7 @@ import typer
 from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
 from stacklab.cli.progress import progress
 from stacklab.cli.request import (
+    Computes,
     Layer,
     Locked,
     NodeKindOption,
@@ -23,6 +24,7 @@ from stacklab.home import Home
 EXAMPLES = examples(
     "stacklab up --layer 1",
     "stacklab up --layer 1 --lab blue --profile starter-kit",
+    "stacklab up --layer 1 --computes 2",
     "stacklab up --layer 1 --locked versions.yaml",
     "stacklab up --layer 1 --offline --output json",
 )
@@ -34,6 +36,7 @@ def up(
     profile: Profile = None,
     release: Release = None,
     topology: Topology = None,
+    computes: Computes = None,
     node_kind: NodeKindOption = None,
     with_services: With = None,
     without_services: Without = None,
@@ -57,6 +60,7 @@ def up(
         profile=profile,
         release=release,
         topology=topology,
+        computes=computes,
         node_kind=node_kind,
         with_services=service_names(with_services),
         without_services=service_names(without_services),

@@ -29,7 +29,7 @@ from stacklab.home import Home
 from stacklab.journal import Journal
 from stacklab.lab.namespace import Namespace
 from stacklab.model.documents import did_you_mean
-from stacklab.model.topology import Topology
+from stacklab.model.topology import Topology, addresses
 from stacklab.provide.provider import Node, NodeState, Provider
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
@@ -44,6 +44,8 @@ class LabSettings(BaseModel):
     profile: str
     release: str
     topology: str
+    computes: int | None = None
+    """How many compute nodes, where the topology leaves it open."""
     node_kind: str
     layer: int = 0
     """The highest layer that passed its checks; 0 before the first."""
@@ -249,12 +251,13 @@ class Lab:
         return subprocess.run(self.ssh_command(node, argv), capture_output=True, text=True, check=False)
 
 
-def nodes_of(topology: Topology) -> tuple[Node, ...]:
-    """The machines that a topology asks for, with their addresses."""
-    addresses = topology.addresses()
+def nodes_of(topology: Topology, computes: int | None = None) -> tuple[Node, ...]:
+    """The machines that a topology asks for, with their addresses. computes: how many, where one may say."""
+    machines = topology.machines(computes)
+    address = addresses(machines)
     return tuple(
-        Node(node.name, addresses[node.name], tuple(node.roles), node.memory, node.cpus)
-        for node in topology.nodes
+        Node(machine.name, address[machine.name], tuple(machine.roles), machine.memory, machine.cpus)
+        for machine in machines
     )
 
 

@@ -64,7 +64,7 @@ class Document:
             parsed = model.model_validate(data, context=self)
         except ValidationError as error:
             for details in error.errors(include_url=False):
-                problems.append(self._translate(details, model))
+                problems += self._translate(details, model)
             return None, problems
         return parsed, problems
 
@@ -119,21 +119,21 @@ class Document:
 
         return plain(self.root), problems
 
-    def _translate(self, error: ErrorDetails, model: type[BaseModel]) -> Problem:
-        """A pydantic error as a problem: where it stands in the file, in words that do not need the code."""
+    def _translate(self, error: ErrorDetails, model: type[BaseModel]) -> list[Problem]:
+        """A pydantic error as problems: where they stand in the file, in words that do not need the code."""
         context = error.get("ctx", {})
         where = tuple(step for step in error["loc"] if step != "[key]")
         if error["type"] == "wrong":
-            return self.problem(context["message"], *where, *context["where"])
+            return [self.problem(message, *where, *below) for message, below in context["messages"]]
         if error["type"] == "missing":
-            return self.problem(f"the key '{where[-1]}' is missing{_inside(where[:-1])}", *where[:-1])
+            return [self.problem(f"the key '{where[-1]}' is missing{_inside(where[:-1])}", *where[:-1])]
         if error["type"] == "extra_forbidden":
             known = _known_keys(model, where[:-1])
             near = did_you_mean(str(where[-1]), known) or f"; known: {', '.join(known)}"
             message = f"unknown key '{where[-1]}'{_inside(where[:-1])}{near}"
-            return Problem(self.file, *self._key_position(where), message)
+            return [Problem(self.file, *self._key_position(where), message)]
         position = self._key_position(where) if "[key]" in error["loc"] else self.position(*where)
-        return Problem(self.file, *position, f"{_label(where)}{_expectation(error)}")
+        return [Problem(self.file, *position, f"{_label(where)}{_expectation(error)}")]
 
     def _key_position(self, where: Sequence[Step]) -> tuple[int, int]:
         key = node = self.root

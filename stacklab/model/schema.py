@@ -1,6 +1,7 @@
 """What all documents are made of: the base of their models, and the kinds of values in them."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -94,4 +95,9 @@ class Root(Strict):
 
 def wrong(message: str, *where: Step) -> PydanticCustomError:
     """For an "after" validator to raise: what is wrong, at the keys and indexes `where` below the value."""
-    return PydanticCustomError("wrong", "{message}", {"message": message, "where": where})
+    return all_wrong([(message, where)])
+
+
+def all_wrong(found: Sequence[tuple[str, tuple[Step, ...]]]) -> PydanticCustomError:
+    """For an "after" validator that finds several things wrong: each with its place, as for `wrong`."""
+    return PydanticCustomError("wrong", "{messages}", {"messages": list(found)})

@@ -11,6 +11,7 @@ from stacklab.cli.main import app
 from stacklab.errors import ModelError, UsageError
 from stacklab.model.catalog import Catalog
 from stacklab.model.service import Ownership
+from stacklab.model.topology import addresses
 from tests.unit.catalogs import RELEASE, TOPOLOGY, catalog, write, write_catalog, write_profile, write_service
 
 THIRD_PARTY = Path(__file__).parents[1] / "data" / "third-party"
@@ -57,7 +58,7 @@ def test_the_shipped_catalog_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         built = [service.name for service in graph.closure(1, without=without)]
         assert {"keystone", "glance", "placement", "neutron", "nova", "mariadb", "rabbitmq"} <= set(built)
     assert shipped.release("epoxy").suite == "trixie"
-    assert shipped.topology("all-in-one").addresses() == {"controller": "10.20.0.11"}
+    assert addresses(shipped.topology("all-in-one").machines()) == {"controller": "10.20.0.11"}
 
 
 @pytest.mark.parametrize("way", ["argument", "environment", "package"])
@@ -261,9 +262,24 @@ def test_the_controller_has_the_first_address_and_the_others_follow(tmp_path: Pa
     )
     write(tmp_path / "topologies" / "three.yaml", text)
     three = Catalog.read([tmp_path]).topology("three")
-    assert three.addresses() == {"brain": "10.20.0.11", "rack-a": "10.20.0.12", "rack-b": "10.20.0.13"}
+    assert addresses(three.machines()) == {
+        "brain": "10.20.0.11",
+        "rack-a": "10.20.0.12",
+        "rack-b": "10.20.0.13",
+    }
     assert three.controller.memory == 4096
-    assert [node.name for node in three.with_role("compute")] == ["rack-a", "rack-b"]
+    assert three.computes is None
+
+
+def test_alike_nodes_are_counted(tmp_path: Path) -> None:
+    write_topology(
+        tmp_path, "{name: brain, roles: [controller]", "{name: rack, count: 2, roles: [compute, storage]"
+    )
+    counted = Catalog.read([tmp_path]).topology("odd")
+    assert counted.computes == 2
+    assert [node.name for node in counted.machines()] == ["brain", "rack-1", "rack-2"]
+    assert [node.name for node in counted.machines(3)] == ["brain", "rack-1", "rack-2", "rack-3"]
+    assert addresses(counted.machines(1)) == {"brain": "10.20.0.11", "rack-1": "10.20.0.12"}
 
 
 @pytest.mark.parametrize(
@@ -279,12 +295,40 @@ def test_the_controller_has_the_first_address_and_the_others_follow(tmp_path: Pa
             " {name: a, roles: [compute], memory: 1 GiB, cpus: 1, disk: 1 GiB}]",
             "4:85: a second node is called 'a'",
         ),
+        (
+            "[{name: a, roles: [controller], memory: 1 GiB, cpus: 1, disk: 1 GiB},"
+            " {name: b, roles: [compute], memory: 1 GiB, cpus: 1, disk: 1 GiB, count: 80}]",
+            "4:8: 81 nodes are more than the 80 that a lab can have",
+        ),
     ],
 )
 def test_a_topology_that_cannot_be_built_is_refused(tmp_path: Path, nodes: str, problem: str) -> None:
     write(tmp_path / "topologies" / "odd.yaml", f"version: 1\nname: odd\ntitle: Odd\nnodes: {nodes}\n")
     (found,) = problems(tmp_path)
     assert found.startswith(f"topologies/odd.yaml:{problem}")
+
+
+def test_all_that_is_wrong_with_the_nodes_is_told_at_once(tmp_path: Path) -> None:
+    write_topology(
+        tmp_path,
+        "{name: a, count: 2, roles: [controller]",
+        "{name: b, roles: [compute, controller]",
+        "{name: c, count: 2, roles: [compute]",
+        "{name: c-2, count: 1, roles: [compute]",
+        "{name: c-2, roles: [storage]",
+    )
+    assert problems(tmp_path) == [
+        "topologies/odd.yaml:5:22: a lab has one controller, so it cannot be counted",
+        "topologies/odd.yaml:6:32: a second controller: a lab has one, and 'a' is it",
+        "topologies/odd.yaml:8:24: only one group of compute nodes can be counted",
+        "topologies/odd.yaml:9:12: a second node is called 'c-2'",
+    ]
+
+
+def write_topology(folder: Path, *nodes: str) -> None:
+    """Write a topology `odd`; its first node stands in line 5. nodes: the beginnings of theirs."""
+    lines = "".join(f"  - {node}, memory: 1 GiB, cpus: 1, disk: 1 GiB}}\n" for node in nodes)
+    write(folder / "topologies" / "odd.yaml", f"version: 1\nname: odd\ntitle: Odd\nnodes:\n{lines}")
 
 
 def test_profiles_count_their_layers_and_list_a_service_once(tmp_path: Path) -> None:
