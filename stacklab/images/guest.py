@@ -27,8 +27,12 @@ from stacklab.host.archive import Archive
 FILE = "guest.qcow2"
 KERNEL = "linux-image-cloud-amd64"
 # What the guest consists of, with all that these depend on; without; and what writes its boot partition.
-PACKAGES = ("busybox-static", "dropbear-bin", "e2fsprogs")
-ALONE = ("util-linux",)
+PACKAGES = ("busybox-static", "dropbear-bin", "e2fsprogs", "opendoas")
+ALONE = (
+    "util-linux",
+    *("libmount1", "libsmartcols1", "libudev1", "libcap2", "libselinux1", "libpcre2-8-0", "libtinfo6"),
+    "libpam-modules",  # of which one that permits: doas asks PAM even where it asks nobody
+)
 TOOLS = ("mtools", "syslinux", "syslinux-common")
 # Programs beside busybox's, with the libraries that they load.
 PROGRAMS = (
@@ -38,7 +42,11 @@ PROGRAMS = (
     "usr/sbin/mke2fs",
     "usr/sbin/resize2fs",
     "usr/sbin/e2fsck",
+    "usr/bin/lsblk",
+    "usr/bin/doas",
+    "usr/lib/x86_64-linux-gnu/security/pam_permit.so",
 )
+SETUID = ("usr/bin/doas",)
 LINKS = {"usr/sbin/mkfs.ext4": "mke2fs", "usr/sbin/mkfs.ext2": "mke2fs"}
 
 COMMAND_LINE = "root=LABEL=guest console=tty0 console=ttyS0,115200 quiet mitigations=off panic=5"
@@ -47,7 +55,7 @@ MIB = 2**20
 SECTOR = 512
 SYSTEM_MIB = 64
 USER_ID = 1000  # of the user `guest`
-REVISION = 1  # raise it when what is done below changes
+REVISION = 2  # raise it when what is done below changes
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ def _fill_system(tools: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)  # busybox has applets of these names
             shutil.copyfile(tools / file, target)
-            target.chmod(0o755)
+            target.chmod(0o4755 if file in SETUID else 0o755)
     for link, target_name in LINKS.items():
         (folder / link).unlink(missing_ok=True)
         (folder / link).symlink_to(target_name)

@@ -158,7 +158,12 @@ def test_it_learns_from_a_config_drive_and_keeps_what_is_written(guest: Guest, f
         said = machine.wait_until_up()
         assert said.group(1, 2) == ("probe", "10.0.2.15")
         assert machine.ssh("id -un; hostname").split() == ["root", "probe"]
-        assert machine.ssh("id -u", user="guest").strip() == "1000"
+        assert machine.ssh("id -u; sudo id -u; sudo -u nobody id -u", user="guest").split() == [
+            "1000",
+            "0",
+            "65534",
+        ]
+        assert "disk" in machine.ssh("lsblk -lb --nodeps", user="guest")
         assert machine.ssh("cat /var/log/user-data.log").strip() == "user data ran as root"
         assert machine.ssh("cut -d: -f2 /etc/shadow | sort -u").strip() == "*"  # nobody has a password
         machine.ssh("echo kept >/root/kept; reboot")
@@ -176,6 +181,9 @@ def test_it_learns_from_the_metadata_service_and_takes_the_whole_disk(guest: Gue
         assert machine.wait_until_up().group(1) == "probe"
         assert int(machine.ssh("df -m / | tail -n 1").split()[1]) > 900
         assert machine.ssh("mkfs.ext4 -V 2>&1; blkid").count("guest") == 1
+        address = "http://169.254.169.254/openstack/latest"
+        assert '"name": "probe"' in machine.ssh(f"curl -sS {address}/meta_data.json", user="guest")
+        assert machine.ssh(f"curl -s {address}/nothing || echo $?", user="guest").strip() == "22"
 
 
 def test_a_second_network_and_a_second_disk_can_be_used(guest: Guest, folder: Path) -> None:
