@@ -23,10 +23,17 @@ def _floating_ip(cloud: Cloud, service: Service, name: str) -> Checking:
     return check_floating_ip(cloud, service, name)
 
 
+def _names(cloud: Cloud, service: Service, name: str) -> Checking:
+    from stacklab.check.names import check_names
+
+    return check_names(cloud, service, name)
+
+
 SCENARIOS: Mapping[str, Scenario] = {
     "agents": check_agents,
     "floating-ip": _floating_ip,
     "instance": _instance,
+    "names": _names,
 }
 
 

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import openstack
 import paramiko
@@ -44,14 +44,32 @@ DELETE_SECONDS = 90.0
 CONSOLE_LINES = 25
 METADATA = "http://169.254.169.254/openstack/latest/meta_data.json"
 
-_UNDER_WAY: set[str] = set()
+UNDER_WAY: set[str] = set()
 """The names of trials that are being played at this moment; all others are leftovers."""
 
 TrialStep = tuple[str, Callable[[], None]]
 """What a step of a scenario shows, in words, and the step itself."""
 
 
-def play(trial: "Trial", steps: Sequence[TrialStep], service: Service, name: str) -> Checking:
+class Played(Protocol):
+    """What a scenario plays with."""
+
+    @property
+    def cloud(self) -> Cloud:
+        """The cloud that it is played in."""
+
+    def remove(self) -> None:
+        """Remove what was made, and see that each thing is gone."""
+
+
+def new_name() -> str:
+    """A name for all that one play makes; it is under way from now on."""
+    name = PREFIX + secrets.token_hex(4)
+    UNDER_WAY.add(name)
+    return name
+
+
+def play(trial: Played, steps: Sequence[TrialStep], service: Service, name: str) -> Checking:
     """Play a scenario: each step waits for the thing itself; after one that fails the others are skipped.
 
     Whatever happens, what was made is removed again, which is the last result.
@@ -81,21 +99,18 @@ class Trial:
 
     cloud: Cloud
     network: str = PROVIDER
-    name: str = field(default_factory=lambda: PREFIX + secrets.token_hex(4))
+    name: str = field(default_factory=new_name)
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     connection: Connection | None = None
     server: str = ""
     address: str = ""
     console: str = ""
 
-    def __post_init__(self) -> None:
-        _UNDER_WAY.add(self.name)
-
     @property
     def api(self) -> Connection:
         """A client of the cloud's APIs."""
         if self.connection is None:
-            self.connection = _connect(self.cloud)
+            self.connection = connect(self.cloud)
         return self.connection
 
     def find_room(self) -> None:
@@ -211,7 +226,7 @@ class Trial:
             if self.connection is not None:
                 _remove(self.cloud, self.connection, self.name)
         finally:
-            _UNDER_WAY.discard(self.name)
+            UNDER_WAY.discard(self.name)
             if self.connection is not None:
                 self.connection.close()
 
@@ -278,7 +293,8 @@ class Trial:
         )
 
 
-def _connect(cloud: Cloud) -> Connection:
+def connect(cloud: Cloud) -> Connection:
+    """A client as the cloud's administrator, for use in the lab's network."""
     credentials = cloud.credentials
     auth = v3.Password(
         auth_url=credentials["OS_AUTH_URL"],
@@ -305,7 +321,7 @@ def _remove_leftovers(cloud: Cloud, api: Connection) -> None:
         *(image.name for image in api.image.images(owner=project)),
         *(floating.description for floating in api.network.ips(project_id=project)),
     ]
-    for name in sorted({name for name in named if name and OURS.fullmatch(name)} - _UNDER_WAY):
+    for name in sorted({name for name in named if name and OURS.fullmatch(name)} - UNDER_WAY):
         _remove(cloud, api, name)
 
 
