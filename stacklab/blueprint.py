@@ -18,7 +18,8 @@ from stacklab.versions import FILE, Versions, read_versions, refuse_unlocked, ve
 DEFAULT_PROFILE = "openstack"
 DEFAULT_TOPOLOGY = "all-in-one"
 COUNTED_TOPOLOGY = "controller-computes"
-NODE_KINDS = ("auto", "lxc")
+BUILT_KINDS = ("auto", "lxc")
+HOST = "host"
 
 
 @dataclass(frozen=True)
@@ -104,19 +105,21 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     if standing is None:
         profile = catalog.profile(request.profile or DEFAULT_PROFILE)
         topology = _topology(catalog, request)
+        kind = _node_kind(request.node_kind, topology)
         settings = LabSettings(
             profile=profile.name,
             release=catalog.release(request.release or profile.release).name,
             topology=topology.name,
             computes=request.computes or topology.computes,
-            node_kind=_node_kind(request.node_kind),
+            node_kind=kind,
             with_services=dict.fromkeys(request.with_services, target),
             without_services=request.without_services,
             path=tuple(str(folder.absolute()) for folder in path),
-            nodes=nodes_of(topology, request.computes),
+            nodes=nodes_of(topology, kind, request.computes),
+            provider=topology.provider,
         )
     else:
-        _refuse_changes(lab, standing, request)
+        _refuse_changes(lab, standing, request, catalog)
         settings = standing.model_copy(
             update={
                 "with_services": _added(standing, request, target),
@@ -127,7 +130,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     graph = catalog.graph(settings.profile)
     cuts = graph.cuts(target, settings.with_services, settings.without_services)
     blueprint = Blueprint(settings, target, catalog.release(settings.release), cuts, versions)
-    problems = [*_shared_ports(blueprint), *_missing_roles(blueprint, catalog)]
+    problems = [*_shared_ports(blueprint), *_missing_roles(blueprint, catalog, lab, request.topology)]
     if problems:
         raise ModelError(problems)
     if versions is not None:
@@ -180,8 +183,13 @@ def _left_out(standing: LabSettings, request: UpRequest) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in request.with_services))
 
 
-def _missing_roles(blueprint: Blueprint, catalog: Catalog) -> Iterator[Problem]:
-    """Roles that no node has, and without which parts of services would run nowhere."""
+def _missing_roles(blueprint: Blueprint, catalog: Catalog, lab: Lab, asked: str | None) -> Iterator[Problem]:
+    """Roles that no node has, and without which parts of services would run nowhere.
+
+    asked: the topology as it was asked for; that of a lab that stands may be in a file which is gone.
+    """
+    name = asked or blueprint.settings.topology
+    topology = catalog.topology(name) if asked or name in catalog.topologies else None
     there = {role for node in blueprint.nodes for role in node.roles}
     wanted: dict[str, list[str]] = {}
     for service in blueprint.services:
@@ -189,7 +197,11 @@ def _missing_roles(blueprint: Blueprint, catalog: Catalog) -> Iterator[Problem]:
             wanted.setdefault(needed, []).append(service.name)
     for role in sorted(wanted.keys() - there):
         message = f"no node has the role '{role}', which is where parts of {', '.join(wanted[role])} run"
-        yield catalog.topology(blueprint.settings.topology).problem(message, "nodes")
+        yield (
+            topology.problem(message, "nodes")
+            if topology
+            else Problem(lab.folder / "lab.yaml", 0, 0, message)
+        )
 
 
 def _topology(catalog: Catalog, request: UpRequest) -> Topology:
@@ -207,15 +219,29 @@ def _topology(catalog: Catalog, request: UpRequest) -> Topology:
     return topology
 
 
-def _node_kind(asked: str | None) -> str:
-    """`auto` takes lxc for as long as it is the only kind that is built."""
-    if asked not in (None, *NODE_KINDS):
-        raise UsageError(f"there is no node kind '{asked}'; there is: {', '.join(NODE_KINDS)}")
+def _node_kind(asked: str | None, topology: Topology) -> str:
+    """The kind of the nodes that name none. `auto` takes lxc: no other that is made here is built yet.
+
+    Raises UsageError for a kind that does not exist, and where the topology speaks against it.
+    """
+    known = (*BUILT_KINDS, HOST)
+    if asked not in (None, *known):
+        raise UsageError(f"there is no node kind '{asked}'; there is: {', '.join(known)}")
+    if topology.nodes[0].is_host:
+        if asked not in (None, "auto", HOST):
+            raise UsageError(f"the topology '{topology.name}' lists hosts, which cannot be '{asked}'")
+        return HOST
+    if asked == HOST:
+        raise UsageError(
+            f"the topology '{topology.name}' lists no hosts",
+            hint="name a file that does: docs/how-to/bare-metal.md shows one",
+        )
     return "lxc"
 
 
-def _refuse_changes(lab: Lab, standing: LabSettings, request: UpRequest) -> None:
-    asked = {"profile": request.profile, "release": request.release, "topology": request.topology}
+def _refuse_changes(lab: Lab, standing: LabSettings, request: UpRequest, catalog: Catalog) -> None:
+    topology = catalog.topology(request.topology).name if request.topology else None
+    asked = {"profile": request.profile, "release": request.release, "topology": topology}
     hint = f"stacklab destroy --lab {lab.name}, or take another name with --lab"
     for what, wanted in asked.items():
         if wanted is not None and wanted != getattr(standing, what):

@@ -362,7 +362,7 @@ def _node_facts(node: Node) -> dict[str, Any]:
         "name": node.name,
         "address": node.address,
         "roles": list(node.roles),
-        "provider_interface": PROVIDER.interface,
+        "provider_interface": node.provider_interface,
     }
 
 

@@ -16,6 +16,7 @@ class NodeKind(StrEnum):
 
     AUTO = "auto"
     LXC = "lxc"
+    HOST = "host"
 
 
 Layer = Annotated[
@@ -31,7 +32,8 @@ Layer = Annotated[
 Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="The layer profile.")]
 Release = Annotated[str | None, typer.Option("--release", metavar="NAME", help="The OpenStack release.")]
 Topology = Annotated[
-    str | None, typer.Option("--topology", metavar="NAME", help="The nodes and their roles.")
+    str | None,
+    typer.Option("--topology", metavar="NAME", help="The nodes and their roles: a name or a file."),
 ]
 Computes = Annotated[
     int | None,

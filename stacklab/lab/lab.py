@@ -29,7 +29,7 @@ from stacklab.home import Home
 from stacklab.journal import Journal
 from stacklab.lab.namespace import Namespace
 from stacklab.model.documents import did_you_mean
-from stacklab.model.topology import Topology, addresses
+from stacklab.model.topology import PROVIDER, ProviderNetwork, Topology, addresses
 from stacklab.provide.provider import Node, NodeState, Provider
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
@@ -54,6 +54,8 @@ class LabSettings(BaseModel):
     without_services: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
     nodes: tuple[Node, ...] = ()
+    provider: ProviderNetwork | None = None
+    """The provider network of hosts, as their site has it."""
     services: tuple[str, ...] = ()
     """The services that are up, in the order in which they came."""
     thawing: str = ""
@@ -251,14 +253,33 @@ class Lab:
         return subprocess.run(self.ssh_command(node, argv), capture_output=True, text=True, check=False)
 
 
-def nodes_of(topology: Topology, computes: int | None = None) -> tuple[Node, ...]:
-    """The machines that a topology asks for, with their addresses. computes: how many, where one may say."""
+def nodes_of(topology: Topology, kind: str, computes: int | None = None) -> tuple[Node, ...]:
+    """The machines that a topology asks for, with their addresses.
+
+    kind: of those that name none. computes: how many of them, where one may say.
+    """
     machines = topology.machines(computes)
     address = addresses(machines)
     return tuple(
-        Node(machine.name, address[machine.name], tuple(machine.roles), machine.memory, machine.cpus)
+        Node(
+            name=machine.name,
+            address=address[machine.name],
+            roles=tuple(machine.roles),
+            memory=machine.memory,
+            cpus=machine.cpus,
+            kind=machine.kind or kind,
+            port=machine.port,
+            user=machine.user,
+            key=str(_key_file(topology, machine.key)) if machine.key else "",
+            provider_interface=(machine.interfaces.provider or "") if machine.is_host else PROVIDER.interface,
+        )
         for machine in machines
     )
+
+
+def _key_file(topology: Topology, key: str) -> Path:
+    """The file of a private key, which a topology names from its own folder."""
+    return (topology.file.parent / Path(key).expanduser()).absolute()
 
 
 def summary(status: LabStatus) -> dict[str, Any]:
@@ -271,6 +292,7 @@ def summary(status: LabStatus) -> dict[str, Any]:
             {
                 "name": node.name,
                 "address": node.address,
+                "kind": node.kind,
                 "roles": list(node.roles),
                 "state": status.nodes[node.name],
             }

@@ -78,8 +78,16 @@ class Catalog:
         return _pick("release", self.releases, name)
 
     def topology(self, name: str) -> Topology:
-        """The topology of that name. Raises UsageError, with the nearest name, where there is none."""
-        return _pick("topology", self.topologies, name)
+        """The topology of that name, or in a file of its own, whose path has a slash or ends with .yaml.
+
+        Raises UsageError, with the nearest name, where there is none; ModelError with all that is wrong.
+        """
+        if "/" not in name and not name.endswith(".yaml"):
+            return _pick("topology", self.topologies, name)
+        parsed, problems = read_all([Path(name)], Topology)
+        if problems:
+            raise ModelError(problems)
+        return parsed[0]
 
     def graph(self, profile: str) -> Graph:
         """All services as a graph, cut by the profile of that name. Raises UsageError for an unknown name."""

@@ -8,7 +8,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,8 @@ from stacklab.errors import Problem, UsageError
 
 Step = str | int
 Data = str | list["Data"] | dict[str, "Data"] | None
+Fault = tuple[str, tuple[Step, ...]]
+"""What is wrong, and the keys and indexes that lead to where."""
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -60,6 +62,9 @@ class Document:
         """The document as a `model`, where it can be one, and all that is wrong in it."""
         data, problems = self._plain
         problems = list(problems)
+        # How values fit together is asked of the plain data, so that it is told with what is wrong in each.
+        faults: Callable[[Data], Iterable[Fault]] = getattr(model, "faults", lambda _: ())
+        problems += [self.problem(message, *where) for message, where in faults(data)]
         try:
             parsed = model.model_validate(data, context=self)
         except ValidationError as error:

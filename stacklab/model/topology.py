@@ -1,26 +1,35 @@
-"""A topology: the nodes of a lab, their roles and sizes, and the addresses that follow from them."""
+"""A topology: the nodes of a lab, their kinds, roles and sizes, and the addresses that follow from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
-from typing import Annotated, Self
+from ipaddress import IPv4Address, IPv4Network
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from stacklab.model.schema import Name, NotEmpty, Root, Size, Strict, all_wrong
+from stacklab.model.documents import Data, Fault
+from stacklab.model.schema import Name, NotEmpty, Port, Root, Size, Strict, Word, all_wrong, wrong
 from stacklab.model.service import Role
+
+NodeKind = Literal["lxc", "vm", "host"]
+"""What a node is: a container, a virtual machine, or a machine that is there already, reached over SSH."""
+
+SSH_PORT = 22
+_MADE = ("memory", "cpus", "disk")
+_REACHED = ("address", "port", "user", "key", "interfaces")
 
 
 @dataclass(frozen=True)
 class LabNetwork:
-    """A network inside a lab. Every lab has the same ones, for each lives in its own network namespace.
+    """A network of a lab. Labs whose nodes stacklab makes all have the same, each in a namespace of its own.
 
-    gateway: the lab's namespace itself. start, end: the addresses that instances get, where they get any.
+    gateway: in such a lab the namespace itself. start, end: the addresses that instances get, where they get
+    any.
     """
 
     cidr: str
     gateway: str
-    interface: str
+    interface: str = ""
     start: str | None = None
     end: str | None = None
 
@@ -36,18 +45,80 @@ _FIRST_NODE = 11
 MOST_NODES = 80  # what follows on the provider network is for instances
 
 
+def _address(value: str) -> str:
+    try:
+        return str(IPv4Address(value))
+    except ValueError:
+        raise ValueError(f"expected an IPv4 address such as '192.0.2.11', got '{value}'") from None
+
+
+def _network(value: str) -> str:
+    try:
+        return str(IPv4Network(value))
+    except ValueError as error:
+        raise ValueError(f"expected a network such as '192.0.2.0/24', got '{value}' ({error})") from None
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""An IPv4 address."""
+
+
+class Interfaces(Strict):
+    """The network interfaces of a host that stacklab may take: `provider` carries the provider network."""
+
+    provider: Word | None = None
+
+
+class ProviderNetwork(Strict):
+    """The network that the hosts' provider interfaces are plugged into, as their site has it."""
+
+    cidr: Annotated[str, AfterValidator(_network)]
+    gateway: Address
+    start: Address
+    end: Address
+
+    @model_validator(mode="after")
+    def _addresses_lie_in_it(self) -> Self:
+        network = IPv4Network(self.cidr)
+        found: list[Fault] = [
+            (f"{getattr(self, key)} is not in the network {self.cidr}", (key,))
+            for key in ("gateway", "start", "end")
+            if IPv4Address(getattr(self, key)) not in network
+        ]
+        if found:
+            raise all_wrong(found)
+        if IPv4Address(self.end) < IPv4Address(self.start):
+            raise wrong(f"{self.end} comes before the start, {self.start}", "end")
+        return self
+
+    def network(self) -> LabNetwork:
+        """The network as templates know it."""
+        return LabNetwork(self.cidr, self.gateway, start=self.start, end=self.end)
+
+
 class Node(Strict):
-    """A machine of the lab; memory and disk in MiB.
+    """A machine of the lab; memory and disk in MiB, of a host the least that it must have.
 
     count: several alike, called NAME-1, NAME-2, ...
     """
 
     name: Name
     roles: Annotated[tuple[Role, ...], NotEmpty]
-    memory: Size
-    cpus: Annotated[int, Field(ge=1)]
-    disk: Size
+    kind: NodeKind | None = None
+    memory: Size = 0
+    cpus: Annotated[int, Field(ge=1)] = 1
+    disk: Size = 0
     count: Annotated[int, Field(ge=1)] | None = None
+    address: Address | None = None
+    port: Port = SSH_PORT
+    user: Word = "root"
+    key: Word | None = None
+    interfaces: Interfaces = Interfaces()
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is a machine that is there already."""
+        return self.kind == "host"
 
     def machines(self, count: int | None = None) -> tuple["Node", ...]:
         """Each machine by a name of its own; `count` in place of the file's, where it has one."""
@@ -63,6 +134,7 @@ class Topology(Root):
     """The nodes of a lab; exactly one of them is its controller."""
 
     nodes: Annotated[tuple[Node, ...], NotEmpty]
+    provider: ProviderNetwork | None = None
 
     @property
     def controller(self) -> Node:
@@ -84,24 +156,78 @@ class Topology(Root):
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
-        found = [*_shared_names(self.nodes), *_wrong_controllers(self.nodes), *_wrong_counts(self.nodes)]
+        found = [*_shared_names(self.nodes), *_wrong_counts(self.nodes)]
         if found:
             raise all_wrong(found)
         return self
 
+    @classmethod
+    def faults(cls, data: Data) -> Iterator[Fault]:
+        """What is wrong between the values of a topology, whether or not each of them is right by itself."""
+        listed = data.get("nodes") if isinstance(data, dict) else None
+        nodes = {
+            index: node
+            for index, node in enumerate(listed if isinstance(listed, list) else [])
+            if isinstance(node, dict)
+        }
+        for index, node in nodes.items():
+            yield from (
+                (message, ("nodes", index, *where)) for message, where in _faults_of_node(node, index)
+            )
+        yield from _shared_addresses(nodes)
+        yield from _wrong_controllers(nodes)
+        hosts = [index for index, node in nodes.items() if node.get("kind") == "host"]
+        if hosts and len(hosts) < len(nodes):
+            words = "hosts and nodes that stacklab makes cannot be in one lab: its network is closed to hosts"
+            yield words, ("nodes", hosts[0], "kind")
+        if nodes and not hosts and isinstance(data, dict) and "provider" in data:
+            yield "the key 'provider' is for hosts; other nodes have a provider network made", ("provider",)
+
 
 def addresses(machines: Sequence[Node]) -> Mapping[str, str]:
-    """The management address of each machine: the controller has 10.20.0.11, the others follow in order."""
+    """The management address of each machine: a host's own; else 10.20.0.11 is the controller's, and on."""
     ordered = sorted(machines, key=lambda machine: "controller" not in machine.roles)
     network = IPv4Network(MANAGEMENT.cidr)
-    return {machine.name: str(network[_FIRST_NODE + index]) for index, machine in enumerate(ordered)}
+    return {
+        machine.name: machine.address or str(network[_FIRST_NODE + index])
+        for index, machine in enumerate(ordered)
+    }
 
 
-Wrong = tuple[str, tuple[str | int, ...]]
-"""What is wrong, and the keys and indexes that lead there."""
+def _faults_of_node(node: dict[str, Data], index: int) -> Iterator[Fault]:
+    roles = node.get("roles")
+    if node.get("kind") == "host":
+        if "address" not in node:
+            yield f"the key 'address' is missing in nodes.{index}: where is this host?", ()
+        if "count" in node:
+            yield "hosts are listed one by one, for each has an address", ("count",)
+        interfaces = node.get("interfaces")
+        named = isinstance(interfaces, dict) and interfaces.get("provider")
+        if isinstance(roles, list) and {"compute", "network"} & set(map(str, roles)) and not named:
+            words = "which one carries the provider network?"
+            message = f"the key 'interfaces.provider' is missing in nodes.{index}: {words}"
+            yield message, (("interfaces",) if isinstance(interfaces, dict) else ())
+        return
+    for key in _REACHED:
+        if key in node:
+            yield f"the key '{key}' is for nodes of kind host", (key,)
+    for key in _MADE:
+        if key not in node:
+            yield f"the key '{key}' is missing in nodes.{index}", ()
 
 
-def _shared_names(nodes: Sequence[Node]) -> Iterator[Wrong]:
+def _shared_addresses(nodes: Mapping[int, dict[str, Data]]) -> Iterator[Fault]:
+    seen: dict[str, Data] = {}
+    for index, node in nodes.items():
+        address = node.get("address")
+        if isinstance(address, str):
+            if address in seen:
+                message = f"the address {address} is that of node '{seen[address]}'"
+                yield message, ("nodes", index, "address")
+            seen.setdefault(address, node.get("name"))
+
+
+def _shared_names(nodes: Sequence[Node]) -> Iterator[Fault]:
     names: set[str] = set()
     for index, node in enumerate(nodes):
         for machine in node.machines():
@@ -110,21 +236,25 @@ def _shared_names(nodes: Sequence[Node]) -> Iterator[Wrong]:
             names.add(machine.name)
 
 
-def _wrong_controllers(nodes: Sequence[Node]) -> Iterator[Wrong]:
+def _wrong_controllers(nodes: Mapping[int, dict[str, Data]]) -> Iterator[Fault]:
     """The services of the role controller know one of each: there is no cluster of databases or brokers."""
-    found = [index for index, node in enumerate(nodes) if "controller" in node.roles]
-    if not found:
+    found = [
+        (index, roles.index("controller"))
+        for index, node in nodes.items()
+        if isinstance(roles := node.get("roles"), list) and "controller" in roles
+    ]
+    if nodes and not found:
         yield "no node has the role controller", ("nodes",)
         return
-    first = nodes[found[0]]
-    if first.count is not None:
-        yield "a lab has one controller, so it cannot be counted", ("nodes", found[0], "count")
-    for index in found[1:]:
-        where = ("nodes", index, "roles", nodes[index].roles.index("controller"))
-        yield f"a second controller: a lab has one, and '{first.name}' is it", where
+    for index, place in found[1:]:
+        where = ("nodes", index, "roles", place)
+        yield f"a second controller: a lab has one, and '{nodes[found[0][0]].get('name')}' is it", where
+    for index, _ in found[:1]:
+        if "count" in nodes[index] and nodes[index].get("kind") != "host":
+            yield "a lab has one controller, so it cannot be counted", ("nodes", index, "count")
 
 
-def _wrong_counts(nodes: Sequence[Node]) -> Iterator[Wrong]:
+def _wrong_counts(nodes: Sequence[Node]) -> Iterator[Fault]:
     counted = [index for index, node in enumerate(nodes) if node.count and "compute" in node.roles]
     for index in counted[1:]:
         yield "only one group of compute nodes can be counted", ("nodes", index, "count")

@@ -6,19 +6,30 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from stacklab.model.topology import PROVIDER
+
 if TYPE_CHECKING:
     from stacklab.images.packages import Installation
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the lab: memory in MiB, its address on the management network."""
+    """A machine of the lab: memory in MiB, its address on the management network.
+
+    kind: lxc, vm or host. port, user, key: how a host is reached over SSH; the key is a file on this machine,
+    "" for what ssh(1) finds by itself. provider_interface: the one that is plugged into the provider network.
+    """
 
     name: str
     address: str
     roles: tuple[str, ...]
     memory: int
     cpus: int
+    kind: str = "lxc"
+    port: int = 22
+    user: str = "root"
+    key: str = ""
+    provider_interface: str = PROVIDER.interface
 
 
 @dataclass(frozen=True)

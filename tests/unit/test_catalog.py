@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from stacklab.blueprint import UpRequest, resolve
 from stacklab.cli.main import app
 from stacklab.errors import ModelError, UsageError
+from stacklab.home import Home
+from stacklab.lab.lab import Lab, nodes_of
 from stacklab.model.catalog import Catalog
 from stacklab.model.service import Ownership
 from stacklab.model.topology import addresses
@@ -365,3 +368,79 @@ def test_a_typo_ends_with_exit_code_2_and_its_place(tmp_path: Path) -> None:
     assert (
         f"{tmp_path}/services/motd/service.yaml:4:12: unknown service 'keystoen', did you mean" in done.stderr
     )
+
+
+HOSTS = """\
+version: 1
+name: rack
+title: Two machines of a rack
+provider: {cidr: 192.0.2.0/24, gateway: 192.0.2.1, start: 192.0.2.100, end: 192.0.2.200}
+nodes:
+  - name: brain
+    kind: host
+    address: 198.51.100.11
+    user: admin
+    key: keys/rack
+    roles: [controller]
+  - name: muscle
+    kind: host
+    address: 198.51.100.12
+    port: 2222
+    roles: [compute, network]
+    interfaces: {provider: eno2}
+"""
+
+
+def test_a_topology_lists_hosts_in_a_file_of_its_own(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.yaml", HOSTS)
+    rack = Catalog.read([]).topology(str(file))
+    brain, muscle = nodes_of(rack, "host")
+    assert (brain.kind, brain.address, brain.port, brain.user) == ("host", "198.51.100.11", 22, "admin")
+    assert brain.key == str(tmp_path / "keys" / "rack")
+    assert (muscle.port, muscle.user, muscle.key) == (2222, "root", "")
+    assert (brain.provider_interface, muscle.provider_interface) == ("", "eno2")
+    assert rack.provider is not None and rack.provider.network().prefix == 24
+
+
+def test_all_that_is_wrong_with_hosts_is_told_at_once(tmp_path: Path) -> None:
+    broken = (
+        HOSTS.replace("198.51.100.12", "198.51.100.11")
+        .replace("[compute, network]", "[compute, printer, controller]")
+        .replace("{provider: eno2}", "{}")
+        .replace("start: 192.0.2.100", "start: 192.0.3.100")
+        .replace("port: 2222", "port: 99999")
+    )
+    file = write(tmp_path / "mine.yaml", broken + "  - {name: box, kind: lxc, roles: [compute], user: me}\n")
+    with pytest.raises(ModelError) as error:
+        Catalog.read([]).topology(str(file))
+    told = [f"{each.line}:{each.column}: {each.message}" for each in error.value.problems]
+    assert told == [
+        "4:59: 192.0.3.100 is not in the network 192.0.2.0/24",
+        "7:11: hosts and nodes that stacklab makes cannot be in one lab: its network is closed to hosts",
+        "14:14: the address 198.51.100.11 is that of node 'brain'",
+        "15:11: nodes.1.port: should be less than or equal to 65535, got '99999'",
+        "16:22: nodes.1.roles.1: expected 'controller', 'compute', 'network' or 'storage', got 'printer'",
+        "16:31: a second controller: a lab has one, and 'brain' is it",
+        "17:17: the key 'interfaces.provider' is missing in nodes.1: which one carries the provider network?",
+        "18:5: the key 'cpus' is missing in nodes.2",
+        "18:5: the key 'disk' is missing in nodes.2",
+        "18:5: the key 'memory' is missing in nodes.2",
+        "18:52: the key 'user' is for nodes of kind host",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("topology", "kind", "problem"),
+    [
+        ("all-in-one", "host", "the topology 'all-in-one' lists no hosts"),
+        ("mine.yaml", "lxc", "the topology 'rack' lists hosts, which cannot be 'lxc'"),
+        ("other.yaml", None, "1 problem in the model"),
+    ],
+)
+def test_the_kind_of_nodes_and_the_topology_agree(
+    tmp_path: Path, topology: str, kind: str | None, problem: str
+) -> None:
+    write(tmp_path / "mine.yaml", HOSTS)
+    asked = str(tmp_path / topology) if topology.endswith(".yaml") else topology
+    with pytest.raises(UsageError, match=problem):
+        resolve(Lab(Home(tmp_path, tmp_path), "one"), UpRequest(topology=asked, node_kind=kind))
