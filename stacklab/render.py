@@ -152,6 +152,15 @@ class Renderer:
         context = self._context(self._controller, self._blueprint.services)
         return self._environment.from_string(text).render(context)
 
+    def file(self, source: Path, words: Mapping[str, Any]) -> str:
+        """Render a template that is for no node, with `words` beside its own. Raises ModelError."""
+        context = {**self._context(self._controller, self._blueprint.services), **words}
+        problems: list[Problem] = []
+        content = _render_file(self._environment, source, context, problems)
+        if problems:
+            raise ModelError(problems)
+        return content.decode()
+
     def layer(self, number: int) -> Rendered:
         """Render the layers 1 to `number` as they are when layer `number` is up.
 

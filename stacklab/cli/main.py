@@ -31,6 +31,7 @@ from stacklab.cli import (
     start,
     status,
     stop,
+    tempest,
     up,
     verify,
     version,
@@ -123,6 +124,7 @@ _PASS_ON = {"allow_interspersed_args": False}  # what follows the command belong
 app.command("up", epilog=up.EXAMPLES, rich_help_panel=_BUILD)(up.up)
 app.command("plan", epilog=plan.EXAMPLES, rich_help_panel=_BUILD)(plan.plan)
 app.command("verify", epilog=verify.EXAMPLES, rich_help_panel=_BUILD)(verify.verify)
+app.command("tempest", epilog=tempest.EXAMPLES, rich_help_panel=_USE)(tempest.tempest)
 app.command("exec", epilog=exec_.EXAMPLES, rich_help_panel=_USE, context_settings=_PASS_ON)(exec_.exec_)
 app.command("shell", epilog=shell.EXAMPLES, rich_help_panel=_USE)(shell.shell)
 app.command("ssh", epilog=ssh.EXAMPLES, rich_help_panel=_USE)(ssh.ssh)

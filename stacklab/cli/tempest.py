@@ -1,0 +1,36 @@
+"""`stacklab tempest`: what OpenStack's own test suite has to know of a lab."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stacklab.cli.options import LabOption, Verbose, examples
+from stacklab.home import Home
+
+EXAMPLES = examples(
+    "stacklab tempest",
+    "stacklab tempest --lab blue cloud/etc/tempest.conf",
+    "stacklab exec -- tempest run --smoke",
+)
+
+
+def tempest(
+    file: Annotated[
+        Path, typer.Argument(metavar="[FILE]", help="Where to write it.", show_default=True)
+    ] = Path("etc/tempest.conf"),
+    lab: LabOption = "default",
+    verbose: Verbose = False,
+) -> None:
+    """Write Tempest's configuration for a lab, which must run, into a file.
+
+    In a folder that `tempest init` made; then `stacklab exec -- tempest run` tests the lab.
+    """
+    from stacklab.files import write_atomically
+    from stacklab.lab import Lab
+    from stacklab.tempest import tempest_conf
+
+    whole = file.absolute()
+    workspace = whole.parent.parent if whole.parent.name == "etc" else whole.parent
+    write_atomically(file, tempest_conf(Lab.open(Home.from_environment(), lab), workspace), mode=0o600)
+    typer.echo(f"{file}: how Tempest tests lab {lab}.")
