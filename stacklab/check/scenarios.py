@@ -29,10 +29,17 @@ def _names(cloud: Cloud, service: Service, name: str) -> Checking:
     return check_names(cloud, service, name)
 
 
+def _neighbours(cloud: Cloud, service: Service, name: str) -> Checking:
+    from stacklab.check.neighbours import check_neighbours
+
+    return check_neighbours(cloud, service, name)
+
+
 SCENARIOS: Mapping[str, Scenario] = {
     "agents": check_agents,
     "floating-ip": _floating_ip,
     "instance": _instance,
+    "neighbours": _neighbours,
     "names": _names,
 }
 

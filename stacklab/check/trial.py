@@ -94,16 +94,20 @@ def play(trial: Played, steps: Sequence[TrialStep], service: Service, name: str)
 class Trial:
     """An instance of the guest, from the room for it to the last trace gone: the parts of scenarios.
 
-    network: the name of the network that it is on. address: where it is reached, once it is known.
+    network: the name of the network that it is on; more: those of further ones. node: where it has to run,
+    anywhere if empty. address: where it is reached, once it is known; addresses: those on each network.
     """
 
     cloud: Cloud
     network: str = PROVIDER
+    more: tuple[str, ...] = ()
+    node: str = ""
     name: str = field(default_factory=new_name)
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     connection: Connection | None = None
     server: str = ""
     address: str = ""
+    addresses: dict[str, str] = field(default_factory=dict)
     console: str = ""
 
     @property
@@ -145,8 +149,12 @@ class Trial:
             name=self.name,
             image_id=self.api.image.find_image(IMAGE, ignore_missing=False).id,
             flavor_id=compute.find_flavor(FLAVOR, ignore_missing=False).id,
-            networks=[{"uuid": self.api.network.find_network(self.network, ignore_missing=False).id}],
+            networks=[
+                {"uuid": self.api.network.find_network(name, ignore_missing=False).id}
+                for name in (self.network, *self.more)
+            ],
             key_name=self.name,
+            **({"host": self.node} if self.node else {}),
         )
         self.server = server.id
 
@@ -164,16 +172,18 @@ class Trial:
         self.cloud.wait_for(
             look, BUILD_SECONDS, lambda: f"the instance is {server.status}, task {server.task_state},"
         )
+        if self.node not in ("", server.compute_host):
+            raise Unmet(f"the instance runs on '{server.compute_host}', not on '{self.node}'")
 
     def find_address(self) -> None:
-        """Nova knows its address on the network."""
-        addresses = self.api.compute.get_server(self.server).addresses or {}
-        found = [each["addr"] for each in addresses.get(self.network, [])]
-        if not found:
-            raise Unmet(
-                f"the instance has no address on network '{self.network}', but {addresses or 'none at all'}"
-            )
-        self.address = found[0]
+        """Nova knows its address on each network."""
+        listed = self.api.compute.get_server(self.server).addresses or {}
+        self.addresses = {name: each[0]["addr"] for name, each in listed.items() if each}
+        for name in (self.network, *self.more):
+            if name not in self.addresses:
+                found = self.addresses or "none at all"
+                raise Unmet(f"the instance has no address on network '{name}', but {found}")
+        self.address = self.addresses[self.network]
 
     def read_console(self) -> None:
         """The guest itself says that it is up, with the address that DHCP gave it."""
@@ -196,7 +206,7 @@ class Trial:
 
         with self.console_in_failure():
             said = self.cloud.wait_for(look, BOOT_SECONDS, otherwise, poll=1.0)
-            if (said[1], said[2]) != (self.name, self.address):
+            if said[1] != self.name or said[2] not in self.addresses.values():
                 raise Unmet(f"the guest is {said[1]} with {said[2]}, not {self.name} with {self.address}")
 
     def log_in(self) -> None:
@@ -320,13 +330,14 @@ def _remove_leftovers(cloud: Cloud, api: Connection) -> None:
         *(key.name for key in api.compute.keypairs()),
         *(image.name for image in api.image.images(owner=project)),
         *(floating.description for floating in api.network.ips(project_id=project)),
+        *(network.name for network in api.network.networks(project_id=project)),
     ]
     for name in sorted({name for name in named if name and OURS.fullmatch(name)} - UNDER_WAY):
         _remove(cloud, api, name)
 
 
 def _remove(cloud: Cloud, api: Connection, name: str) -> None:
-    """Remove what has that name: instances, floating IPs, key pair, images; return when all of it is gone.
+    """Remove what has that name, instances, networks and all else, and return when it is gone.
 
     Raises Unmet with what remains. It does not heed `stopping`: what was made has to go also after Ctrl-C.
     """
@@ -340,6 +351,9 @@ def _remove(cloud: Cloud, api: Connection, name: str) -> None:
         api.image.delete_image(image.id, ignore_missing=True)
     deadline = time.monotonic() + DELETE_SECONDS
     while remains := list(_remains(api, name, [server.id for server in servers])):
+        for network in api.network.networks(name=name):
+            with contextlib.suppress(exceptions.ConflictException):  # an instance is still on it
+                api.network.delete_network(network, ignore_missing=True)
         if time.monotonic() > deadline:
             raise Unmet(f"after {DELETE_SECONDS:.0f} s there still is: {', '.join(remains)}")
         time.sleep(0.5)
@@ -354,6 +368,8 @@ def _remains(api: Connection, name: str, servers: list[str]) -> Iterator[str]:
             yield f"port {port.id}"
         if api.placement.get(f"/allocations/{uuid}").json().get("allocations"):
             yield f"allocation of {uuid}"
+    for network in api.network.networks(name=name):
+        yield f"network {network.id}"
     for floating in api.network.ips(description=name):
         yield f"floating IP {floating.floating_ip_address}"
     if api.compute.find_keypair(name, ignore_missing=True):
