@@ -1,5 +1,6 @@
 """`stacklab status`: one lab at a glance."""
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -7,16 +8,19 @@ import typer
 from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
 from stacklab.cli.progress import describe
 from stacklab.cli.screen import print_json, print_table
+from stacklab.errors import StacklabError
 from stacklab.home import Home
 
 if TYPE_CHECKING:
+    from stacklab.check.placement import Placement
     from stacklab.journal import Event, Journal
+    from stacklab.lab import Lab
 
 EXAMPLES = examples("stacklab status", "stacklab status --lab blue --output json")
 
 
 def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
-    """Show how a lab does: what it is built from, its nodes, the last event."""
+    """Show how a lab does: what it is built from, its nodes and what runs on each, the last event."""
     from stacklab.lab import Lab
     from stacklab.lab.lab import summary
 
@@ -24,8 +28,10 @@ def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verb
     state = seen.status()
     with seen.journal as journal:
         newest = _newest(journal)
+    running, trouble = _placement(seen) if state.running else ({}, "")
     if output is Output.JSON:
-        print_json(summary(state) | {"last_event": newest.cloudevent() if newest else None})
+        last = newest.cloudevent() if newest else None
+        print_json(summary(state) | {"units": running, "last_event": last})
         return
     settings = state.settings
     typer.echo(f"lab       {state.name}, {'on' if state.running else 'off'}")
@@ -52,6 +58,45 @@ def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verb
             for node in settings.nodes
         ],
     )
+    if trouble:
+        typer.echo(f"\nWhat runs on them cannot be told: {trouble}")
+    if running:
+        typer.echo("")
+        names = [node.name for node in settings.nodes]
+        print_table(["service", *names], list(_rows(running, names)))
+        for service, node, unit, words in _troubles(running):
+            typer.echo(f"{unit} ({service}) on {node}: {words}")
+
+
+def _placement(lab: "Lab") -> "tuple[Placement, str]":
+    """What runs where; or why that cannot be told: the files of the services may have gone or be broken."""
+    from stacklab.blueprint import UpRequest, resolve
+    from stacklab.check.placement import placement
+
+    try:
+        return placement(lab, resolve(lab, UpRequest(lab=lab.name))), ""
+    except StacklabError as error:
+        return {}, error.message
+
+
+def _rows(running: "Placement", nodes: Sequence[str]) -> Iterator[list[str]]:
+    """A row for each service: how many of its units run on each node."""
+    for service, by_node in running.items():
+        cells = []
+        for node in nodes:
+            units = by_node.get(node)
+            well = sum(state == "runs" for state in (units or {}).values())
+            cells.append("" if units is None else "-" if not units else f"{well}/{len(units)}")
+        yield [service, *cells]
+
+
+def _troubles(running: "Placement") -> Iterator[tuple[str, str, str, str]]:
+    """Service, node, unit and what is wrong with it."""
+    for service, by_node in running.items():
+        for node, units in by_node.items():
+            for unit, state in units.items():
+                if state != "runs":
+                    yield service, node, unit, state
 
 
 def _newest(journal: "Journal") -> "Event | None":

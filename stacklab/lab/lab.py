@@ -12,11 +12,13 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import yaml
@@ -160,7 +162,10 @@ class Lab:
         return LabStatus(self.name, self.namespace.pid() is not None, settings, nodes)
 
     def start(self) -> bool:
-        """Start the lab's namespaces and nodes, and wait for SSH; returns whether a node was started."""
+        """Start the lab's namespaces and nodes, all that are off at once, and wait for SSH.
+
+        Returns whether a node was started.
+        """
         from stacklab.lab.access import wait_for_ssh
 
         if self.namespace.pid() is None:
@@ -168,23 +173,32 @@ class Lab:
                 self.namespace.start()
         states = {node: self.provider.state(node) for node in self.settings.nodes}
         stopped = [node for node, state in states.items() if state is NodeState.STOPPED]
-        for node in stopped:
+        one_by_one = Lock()
+
+        def boot(node: Node) -> None:
             with self.journal.step("node", node.name):
-                self.provider.start(node)
+                with one_by_one:
+                    self.provider.start(node)
                 wait_for_ssh(self, node)
             self.journal.record("stacklab.node.started", node.name)
+
+        _at_once(boot, stopped)
         for node, state in states.items():
             if state is NodeState.RUNNING:  # since a moment ago, maybe, by a command that was cut off
                 wait_for_ssh(self, node)
         return bool(stopped)
 
     def stop(self) -> None:
-        """Shut the nodes down in order, then end the lab's processes. Its disks stay."""
+        """Shut the nodes down in order, the controller last, and end the lab's processes. Its disks stay."""
+
+        def shut_down(node: Node) -> None:
+            if self.provider.state(node) is NodeState.RUNNING:
+                self.provider.stop(node)
+                self.journal.record("stacklab.node.stopped", node.name)
+
         if self.namespace.pid() is not None:
-            for node in reversed(self.settings.nodes):
-                if self.provider.state(node) is NodeState.RUNNING:
-                    self.provider.stop(node)
-                    self.journal.record("stacklab.node.stopped", node.name)
+            _at_once(shut_down, [node for node in self.settings.nodes if node != self.controller])
+            shut_down(self.controller)
         self.namespace.stop()
 
     def destroy(self) -> None:
@@ -251,6 +265,13 @@ class Lab:
     def run_on(self, node: str, argv: Sequence[str]) -> "subprocess.CompletedProcess[str]":
         """Run a command on a node and return what came of it, whatever its exit code."""
         return subprocess.run(self.ssh_command(node, argv), capture_output=True, text=True, check=False)
+
+
+def _at_once(action: Callable[[Node], None], nodes: Sequence[Node]) -> None:
+    """Do the same with all nodes at the same time; the first error is raised when all have ended."""
+    with ThreadPoolExecutor(max_workers=max(len(nodes), 1)) as pool:
+        for done in [pool.submit(action, node) for node in nodes]:
+            done.result()
 
 
 def nodes_of(topology: Topology, kind: str, computes: int | None = None) -> tuple[Node, ...]:
