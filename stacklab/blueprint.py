@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from stacklab.errors import ModelError, Problem, UsageError
+from stacklab.host.kinds import KINDS, best
 from stacklab.lab.lab import Lab, LabSettings, nodes_of
 from stacklab.model.catalog import Catalog
 from stacklab.model.release import Release
@@ -18,7 +19,7 @@ from stacklab.versions import FILE, Versions, read_versions, refuse_unlocked, ve
 DEFAULT_PROFILE = "openstack"
 DEFAULT_TOPOLOGY = "all-in-one"
 COUNTED_TOPOLOGY = "controller-computes"
-BUILT_KINDS = ("auto", "lxc")
+BUILT_KINDS = ("auto", *KINDS)
 HOST = "host"
 
 
@@ -105,7 +106,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     if standing is None:
         profile = catalog.profile(request.profile or DEFAULT_PROFILE)
         topology = _topology(catalog, request)
-        kind = _node_kind(request.node_kind, topology)
+        kind = _node_kind(request.node_kind, topology, lab.home.cache)
         settings = LabSettings(
             profile=profile.name,
             release=catalog.release(request.release or profile.release).name,
@@ -219,8 +220,8 @@ def _topology(catalog: Catalog, request: UpRequest) -> Topology:
     return topology
 
 
-def _node_kind(asked: str | None, topology: Topology) -> str:
-    """The kind of the nodes that name none. `auto` takes lxc: no other that is made here is built yet.
+def _node_kind(asked: str | None, topology: Topology, cache: Path) -> str:
+    """The kind of the nodes that name none. `auto` takes the best that works here.
 
     Raises UsageError for a kind that does not exist, and where the topology speaks against it.
     """
@@ -236,17 +237,23 @@ def _node_kind(asked: str | None, topology: Topology) -> str:
             f"the topology '{topology.name}' lists no hosts",
             hint="name a file that does: docs/how-to/bare-metal.md shows one",
         )
-    return "lxc"
+    return best(cache) if asked in (None, "auto") else str(asked)
 
 
 def _refuse_changes(lab: Lab, standing: LabSettings, request: UpRequest, catalog: Catalog) -> None:
     topology = catalog.topology(request.topology).name if request.topology else None
-    asked = {"profile": request.profile, "release": request.release, "topology": topology}
+    kind = None if request.node_kind == "auto" else request.node_kind
+    asked = {
+        "profile": request.profile,
+        "release": request.release,
+        "topology": topology,
+        "node_kind": kind,
+    }
     hint = f"stacklab destroy --lab {lab.name}, or take another name with --lab"
     for what, wanted in asked.items():
         if wanted is not None and wanted != getattr(standing, what):
             raise UsageError(
-                f"lab '{lab.name}' is built from the {what} '{getattr(standing, what)}', "
+                f"lab '{lab.name}' is built from the {what.replace('_', ' ')} '{getattr(standing, what)}', "
                 f"which cannot become '{wanted}'",
                 hint=hint,
             )

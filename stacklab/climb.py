@@ -9,7 +9,7 @@ import contextlib
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
-from stacklab.host.checks import preflight
+from stacklab.host.checks import host_facts, preflight
 from stacklab.images.base import base_inputs, ensure_base
+from stacklab.images.disk import ensure_disk
 from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, build_guest, guest_inputs
 from stacklab.images.packages import Downloads, Installation, ensure_packages, packages_inputs
@@ -158,11 +159,13 @@ class _Climb:
         """
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self._guest)  # dpkg leaves a core free
-            if any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes):
-                self._make_nodes(self._image())
+            absent = any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
+            image = self._image() if absent else None
+            self._prove_kvm(coming.result())
+            if image:
+                self._make_nodes(self._disk(image))
             moment = datetime.now(UTC)
             started = self.lab.start()
-            self._prove_kvm(coming.result())
         return moment if started else None
 
     def _runs(self) -> bool:
@@ -174,7 +177,8 @@ class _Climb:
         return all(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
 
     def _prove_kvm(self, guest: Guest) -> None:
-        self.host = replace(self.host, kvm=kvm.prove(self.lab.home.cache, guest.kernel).works)
+        kvm.prove(self.lab.home.cache, guest.kernel)
+        self.host = host_facts(self.lab.home, self.blueprint.settings.node_kind)
 
     def _secrets(self) -> dict[str, dict[str, str]]:
         return ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
@@ -193,6 +197,7 @@ class _Climb:
         makes = any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
         return [
             *(["base image", "packages"] if makes else []),
+            *(["disk image"] if makes and self._is_virtual else []),
             *([] if self.lab.namespace.pid() else ["node"]),
             *(
                 f"layer {cut}{word}"
@@ -213,6 +218,18 @@ class _Climb:
             return ensure_packages(
                 self.store, base, packages, self.downloads, self.log, self.blueprint.versions
             )
+
+    @property
+    def _is_virtual(self) -> bool:
+        return self.blueprint.settings.node_kind == "vm"
+
+    def _disk(self, packages: Image) -> Image:
+        """What nodes start from: trees are enough for containers, machines need a disk and a kernel."""
+        if not self._is_virtual:
+            return packages
+        with self.lab.journal.step("disk image"):
+            archive = _archive(self.blueprint.release, self.downloads)
+            return ensure_disk(self.store, packages, archive, self.downloads, self.log)
 
     def _guest(self) -> Guest:
         """The guest, built when the cache has none."""

@@ -13,6 +13,7 @@ from typing import Any
 from stacklab.blueprint import Blueprint
 from stacklab.home import data_dir
 from stacklab.images.base import base_inputs
+from stacklab.images.disk import disk_inputs
 from stacklab.images.store import Image, Store
 from stacklab.lab.secrets import placeholder_secrets
 from stacklab.render import HostFacts, Renderer, demands
@@ -41,6 +42,7 @@ def recipe(blueprint: Blueprint, layer: int, host: HostFacts, images: Mapping[st
             for node, files in rendered.files.items()
         },
         "lifecycle": _lifecycle(),
+        **({"disk": disk_inputs()} if blueprint.settings.node_kind == "vm" else {}),
         **({} if blueprint.versions is None else {"versions": blueprint.versions.packages}),
     }
 

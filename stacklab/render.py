@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,10 +56,14 @@ class RenderedFile:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What templates may know of the machine that the nodes run on."""
+    """What templates may know of the machine that the nodes run on.
+
+    kvm: works on a node. openvswitch: a node's kernel has it. patience: how many times longer a node takes.
+    """
 
     kvm: bool
     openvswitch: bool
+    patience: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -172,8 +176,10 @@ class Renderer:
         if problems:
             raise ModelError(problems)
         scopes = {node.name: self._scope(node, services, files, problems) for node in self._blueprint.nodes}
-        steps = {name: node_steps(scope) for name, scope in scopes.items()}
-        final = {} if self._alone else {name: final_steps(scope) for name, scope in scopes.items()}
+        steps = {name: self._patient(node_steps(scope)) for name, scope in scopes.items()}
+        final = (
+            {} if self._alone else {name: self._patient(final_steps(scope)) for name, scope in scopes.items()}
+        )
         if problems:
             raise ModelError(problems)
         whole = {node: dict(tree) for node, tree in files.items()}
@@ -203,6 +209,10 @@ class Renderer:
             for service in services
             for image in service.resources.images
         }
+
+    def _patient(self, steps: Sequence[Step]) -> list[Step]:
+        """The steps, each with the time that it takes on such a node."""
+        return [replace(step, timeout=round(step.timeout * self._host.patience)) for step in steps]
 
     @property
     def _alone(self) -> bool:

@@ -106,7 +106,14 @@ def _put(lab: Lab, store: Store, image: Image) -> None:
 def made_of(lab: Lab, store: Store) -> str:
     """The key of the recipe by which the lab's layer would be built today."""
     blueprint = resolve(lab, UpRequest(lab=lab.name))
-    return key_of(recipe(blueprint, blueprint.target, host_facts(lab.home), images_at_hand(store, blueprint)))
+    return key_of(
+        recipe(
+            blueprint,
+            blueprint.target,
+            host_facts(lab.home, lab.settings.node_kind),
+            images_at_hand(store, blueprint),
+        )
+    )
 
 
 def start_and_await(lab: Lab) -> None:
@@ -119,7 +126,7 @@ def start_and_await(lab: Lab) -> None:
 def await_cloud(lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS) -> None:
     """Wait until the services that are up in a lab answer, which was started at the moment `started`.
 
-    Raises StepFailed, with what is still missing, after `seconds`.
+    Raises StepFailed, with what is still missing, after `seconds`; more where nodes are emulated.
     """
     settings = lab.settings
     if not settings.layer:
@@ -127,6 +134,7 @@ def await_cloud(lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS) ->
     blueprint = _limited(resolve(lab, UpRequest(lab=lab.name)), settings.services)
     cloud = Cloud.of(lab, blueprint, blueprint.target)
     with lab.journal.step("the cloud answers", lab.name):
+        seconds *= lab.patience
         deadline = time.monotonic() + seconds
         while missing := look_after_start(cloud, started):
             if time.monotonic() > deadline:
@@ -159,7 +167,7 @@ def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:
         lab.name,
         blueprint,
         secrets,
-        host_facts(lab.home),
+        host_facts(lab.home, lab.settings.node_kind),
         ssh_options(lab),
         images_at_hand(store, blueprint),
     )
@@ -168,7 +176,12 @@ def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:
 
 
 def _image_of(lab: Lab, store: Store, blueprint: Blueprint) -> Image:
-    wanted = recipe(blueprint, blueprint.target, host_facts(lab.home), images_at_hand(store, blueprint))
+    wanted = recipe(
+        blueprint,
+        blueprint.target,
+        host_facts(lab.home, lab.settings.node_kind),
+        images_at_hand(store, blueprint),
+    )
     image = store.find(LAYER, wanted)
     if image is None:
         others = [other for other in store.all(LAYER) if other.inputs["layer"] == blueprint.target]

@@ -42,7 +42,7 @@ DOMAIN = "default"
 PROJECT = "service"
 MARK = "Registered by stacklab"
 THREADS = 8
-TIMEOUT = 60  # seconds for one call; the first one to a service waits for its worker to load
+TIMEOUT = 300  # seconds for one call; the first one to a service waits for its worker to load
 RETRIES: dict[str, Any] = {
     "connect_retries": 5,
     "connect_retry_delay": 0.2,

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from stacklab.blueprint import Blueprint
-from stacklab.check.api import Api
+from stacklab.check.api import ANSWER_SECONDS, Api
 from stacklab.check.result import Unmet
 from stacklab.errors import Interrupted
 from stacklab.host.checks import host_facts
@@ -39,13 +39,17 @@ class Cloud:
     def of(cls, lab: Lab, blueprint: Blueprint, layer: int) -> "Cloud":
         """The cloud of a lab that runs. Nothing is asked of it yet."""
         credentials = lab.environment()
-        return cls(lab, blueprint, layer, credentials, Api(credentials))
+        return cls(
+            lab, blueprint, layer, credentials, Api(credentials, seconds=ANSWER_SECONDS * lab.patience)
+        )
 
     @cached_property
     def renderer(self) -> Renderer:
         """Renders the commands of checks, with the same names as in the services' files."""
         secrets = ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
-        return Renderer(self.lab.name, self.blueprint, secrets, host_facts(self.lab.home))
+        return Renderer(
+            self.lab.name, self.blueprint, secrets, host_facts(self.lab.home, self.lab.settings.node_kind)
+        )
 
     @property
     def services(self) -> tuple[Service, ...]:
@@ -61,8 +65,10 @@ class Cloud:
     ) -> Found:
         """Look every `poll` seconds until there is something, and return it.
 
-        Raises Unmet with `otherwise()` after `seconds`, Interrupted when the checks are to end.
+        Raises Unmet with `otherwise()` after `seconds`, more where nodes are emulated; Interrupted when
+        the checks are to end.
         """
+        seconds *= self.lab.patience
         deadline = time.monotonic() + seconds
         while True:
             found = look()

@@ -37,7 +37,7 @@ def look(lab: Lab, blueprint: Blueprint) -> list[str]:
     if stopped:
         return [f"node '{node.name}' is {lab.provider.state(node)}" for node in stopped]
     address = lab.controller.address
-    api = Api(lab.environment(), seconds=LOOK_SECONDS)
+    api = Api(lab.environment(), seconds=LOOK_SECONDS * lab.patience)
     questions: list[Callable[[], list[str]]] = [partial(_token, api)]
     for node in blueprint.nodes:
         questions.append(partial(_units, lab, blueprint, node))

@@ -111,6 +111,10 @@ class Trial:
     console: str = ""
 
     @property
+    def _ssh_seconds(self) -> float:
+        return SSH_SECONDS * self.cloud.lab.patience
+
+    @property
     def api(self) -> Connection:
         """A client of the cloud's APIs."""
         if self.connection is None:
@@ -264,8 +268,8 @@ class Trial:
 
     def run_inside(self, command: str) -> str:
         """What the command prints in the instance. The guest's SSH server may need a moment more."""
-        with self._transport() as transport, transport.open_session(timeout=SSH_SECONDS) as channel:
-            channel.settimeout(SSH_SECONDS)
+        with self._transport() as transport, transport.open_session(timeout=self._ssh_seconds) as channel:
+            channel.settimeout(self._ssh_seconds)
             channel.exec_command(command)
             with channel.makefile("rb") as output:
                 return output.read().decode(errors="replace")
@@ -282,8 +286,8 @@ class Trial:
         # The socket is made by this thread, which is in the lab's network; paramiko's own thread only uses
         # it.
         with contextlib.closing(paramiko.Transport(self._connect_ssh())) as transport:
-            transport.banner_timeout = transport.auth_timeout = SSH_SECONDS
-            transport.start_client(timeout=SSH_SECONDS)
+            transport.banner_timeout = transport.auth_timeout = self._ssh_seconds
+            transport.start_client(timeout=self._ssh_seconds)
             transport.auth_publickey("root", key)
             yield transport
 
@@ -317,7 +321,7 @@ def connect(cloud: Cloud) -> Connection:
     http = requests.Session()
     http.trust_env = False  # no proxy of the environment stands between this machine and its lab
     return openstack.connection.Connection(
-        session=keystone_session.Session(auth=auth, session=http, timeout=60),
+        session=keystone_session.Session(auth=auth, session=http, timeout=60 * cloud.lab.patience),
         region_name=credentials["OS_REGION_NAME"],
     )
 
@@ -349,7 +353,7 @@ def _remove(cloud: Cloud, api: Connection, name: str) -> None:
     api.compute.delete_keypair(name, ignore_missing=True)
     for image in api.image.images(name=name, owner=api.current_project_id):
         api.image.delete_image(image.id, ignore_missing=True)
-    deadline = time.monotonic() + DELETE_SECONDS
+    deadline = time.monotonic() + DELETE_SECONDS * cloud.lab.patience
     while remains := list(_remains(api, name, [server.id for server in servers])):
         for network in api.network.networks(name=name):
             with contextlib.suppress(exceptions.ConflictException):  # an instance is still on it

@@ -53,10 +53,15 @@ def on_node(
     command = lab.ssh_command(node.name, argv)
     try:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds * lab.patience,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Unmet(f"node '{node.name}' does not answer SSH within {seconds:.0f} s") from None
+        raise Unmet(f"node '{node.name}' does not answer SSH within {seconds * lab.patience:.0f} s") from None
 
 
 def parse(text: str) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ class NodeKind(StrEnum):
 
     AUTO = "auto"
     LXC = "lxc"
+    VM = "vm"
     HOST = "host"
 
 

@@ -6,12 +6,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from stacklab.blueprint import Blueprint
 from stacklab.errors import HostUnfit
 from stacklab.home import Home
-from stacklab.host import kvm
+from stacklab.host import kinds, kvm
 from stacklab.host.apt import host_mirror, missing_suite
 from stacklab.host.facts import LIBVIRT_DRIVERS, PROGRAMS, Facts, gather
 from stacklab.lab.cgroups import is_unified
@@ -270,14 +269,18 @@ def preflight(home: Home, blueprint: Blueprint, *, online: bool = True) -> HostF
             detail="\n".join(f"{problem.name}: {problem.what}\n  {problem.advice}" for problem in problems),
             hint="stacklab doctor",
         )
-    return host_facts(home)
+    return host_facts(home, blueprint.settings.node_kind)
 
 
-def host_facts(home: Home) -> HostFacts:
-    """What templates may know of this machine. KVM counts once it is proved (stacklab.host.kvm.prove)."""
-    proof = kvm.known(home.cache)
-    # Containers take the userspace datapath everywhere: the kernel's may be gone after the host's next boot.
-    return HostFacts(kvm=proof is not None and proof.works, openvswitch=False)
+def host_facts(home: Home, kind: str) -> HostFacts:
+    """What templates may know of what nodes of a kind run on. KVM counts once it is proved (kvm.prove)."""
+    virtual = kind == "vm"
+    return HostFacts(
+        kvm=kvm.works(home.cache) and (not virtual or kvm.is_nested()),
+        # Containers take the userspace datapath everywhere: the kernel's may be gone after the next boot.
+        openvswitch=virtual,
+        patience=kinds.patience(kind, home.cache),
+    )
 
 
 def examine(home: Home, needs: Needs, distribution: str, pockets: Sequence[str]) -> list[Finding]:
@@ -316,7 +319,7 @@ def kvm_finding(home: Home) -> Finding:
     name = "kvm"
     slow = "instances are emulated: right, and slower"
     proof = kvm.known(home.cache)
-    kernel = _kernel_at_hand(home)
+    kernel = kvm.kernel_at_hand(home.cache)
     if kernel and (proof is None or kvm.DEVICE.exists()):
         proof = kvm.prove(home.cache, kernel, again=True)
     if proof is None:
@@ -351,16 +354,6 @@ def _needs(home: Home, blueprint: Blueprint) -> Needs:
     standing = blueprint.settings.services
     missing = [service for service in blueprint.services if service.name not in standing]
     return needs_of(missing, images=not any((home.cache / "images").glob("packages-*")))
-
-
-def _kernel_at_hand(home: Home) -> Path | None:
-    guests = sorted((home.cache / "images").glob("guest-*/vmlinuz"), key=lambda file: file.stat().st_mtime)
-    own = Path(f"/boot/vmlinuz-{_release()}")
-    return guests[-1] if guests else own if own.is_file() else None
-
-
-def _release() -> str:
-    return Path("/proc/sys/kernel/osrelease").read_text().strip()
 
 
 def _needs_root(check: Check) -> bool:

@@ -44,6 +44,33 @@ def known(cache: Path, device: Path = DEVICE) -> Proof | None:
         return None
 
 
+def works(cache: Path) -> bool:
+    """Whether KVM was proved to work, without booting anything."""
+    proof = known(cache)
+    return proof is not None and proof.works
+
+
+def proved(cache: Path) -> bool:
+    """Whether KVM works; where that is open it is tried with a kernel that lies at hand, if one does."""
+    kernel = kernel_at_hand(cache)
+    if known(cache) is None and kernel is not None and os.geteuid() == 0:
+        return prove(cache, kernel).works
+    return works(cache)
+
+
+def is_nested() -> bool:
+    """Whether a virtual machine on this machine can run others with KVM."""
+    files = Path("/sys/module").glob("kvm_*/parameters/nested")
+    return any(file.read_text().strip() in ("Y", "1") for file in files)
+
+
+def kernel_at_hand(cache: Path) -> Path | None:
+    """The kernel of the newest guest that was built, or else this machine's own."""
+    guests = sorted((cache / "images").glob("guest-*/vmlinuz"), key=lambda file: file.stat().st_mtime)
+    own = Path(f"/boot/vmlinuz-{os.uname().release}")
+    return guests[-1] if guests else own if own.is_file() else None
+
+
 def prove(cache: Path, kernel: Path, *, again: bool = False, seconds: float = SECONDS) -> Proof:
     """Boot `kernel` (a bzImage) under KVM, unless the verdict is known, and keep the verdict in `cache`.
 

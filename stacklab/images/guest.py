@@ -9,13 +9,11 @@ from packages of the release's suite, unpacked in a folder, and run in there, so
 What the guest does when it boots is in templates/guest.
 """
 
-import hashlib
-import lzma
 import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,17 @@ from typing import Any
 from stacklab.errors import StepFailed
 from stacklab.home import data_dir
 from stacklab.host.archive import Archive
+from stacklab.images.initramfs import (
+    KERNEL,
+    cpio,
+    digest_of,
+    fill_initramfs,
+    install_busybox,
+    kernel_packages,
+    set_modes,
+)
 
 FILE = "guest.qcow2"
-KERNEL = "linux-image-cloud-amd64"
 # What the guest consists of, with all that these depend on; without; and what writes its boot partition.
 PACKAGES = ("busybox-static", "dropbear-bin", "e2fsprogs", "opendoas")
 ALONE = (
@@ -79,7 +85,7 @@ def guest_inputs(pockets: Sequence[str]) -> dict[str, Any]:
         "pockets": list(pockets),
         "packages": [KERNEL, *PACKAGES, *ALONE, *TOOLS],
         "command_line": COMMAND_LINE,
-        "scripts": _digest(_templates()),
+        "scripts": digest_of(_templates()),
     }
 
 
@@ -97,8 +103,8 @@ def build_guest(folder: Path, archive: Archive, workdir: Path) -> Guest:
     kernel = next((tools / "boot").glob("vmlinuz-*"))
     shutil.copyfile(kernel, guest.kernel)
     initramfs = workdir / "initramfs"
-    _fill_initramfs(tools, initramfs)
-    guest.initramfs.write_bytes(b"".join(_cpio(initramfs)))
+    fill_initramfs(tools, _templates(), initramfs)
+    guest.initramfs.write_bytes(b"".join(cpio(initramfs)))
     system = workdir / "system"
     _fill_system(tools, system)
 
@@ -112,30 +118,14 @@ def build_guest(folder: Path, archive: Archive, workdir: Path) -> Guest:
 
 def _fetch(archive: Archive) -> list[Path]:
     """The packages, downloaded; of the kernel only itself, as what it depends on is for installing it."""
-    names = [name for name in archive.dependencies(KERNEL) if re.match(r"linux-(image|modules|binary)", name)]
-    if not names:
-        raise StepFailed(f"the package {KERNEL} names no kernel")
-    alone = archive.fetch([*names, *ALONE], closure=False)
+    alone = archive.fetch([*kernel_packages(archive), *ALONE], closure=False)
     return [*alone, *archive.fetch([*PACKAGES, *TOOLS], closure=True)]
-
-
-def _fill_initramfs(tools: Path, folder: Path) -> None:
-    shutil.copytree(_templates() / "initramfs", folder)
-    _set_modes(folder)
-    _install_busybox(tools, folder)
-    for name in ("dev", "proc", "sys", "modules"):
-        (folder / name).mkdir()
-    order = []
-    for name, options, content in _modules(next((tools / "usr/lib/modules").iterdir())):
-        (folder / "modules" / f"{name}.ko").write_bytes(content)
-        order.append(f"{name} {options}".rstrip() + "\n")
-    (folder / "modules" / "load").write_text("".join(order))
 
 
 def _fill_system(tools: Path, folder: Path) -> None:
     shutil.copytree(_templates() / "root", folder)
-    _set_modes(folder)
-    _install_busybox(tools, folder)
+    set_modes(folder)
+    install_busybox(tools, folder)
     for program in PROGRAMS:
         for file in (program, *_libraries(tools, program)):
             target = folder / file
@@ -152,56 +142,6 @@ def _fill_system(tools: Path, folder: Path) -> None:
     (folder / "tmp").chmod(0o1777)
     (folder / "etc/shadow").chmod(0o600)
     shutil.chown(folder / "home/guest", USER_ID, USER_ID)
-
-
-def _install_busybox(tools: Path, folder: Path) -> None:
-    """Put busybox there, with a link for each of its applets; /usr is merged, as in Debian."""
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (folder / "usr" / name).mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(f"usr/{name}")
-    shutil.copyfile(tools / "usr/bin/busybox", folder / "usr/bin/busybox")
-    (folder / "usr/bin/busybox").chmod(0o4755)
-    for applet in _run("chroot", tools, "/bin/busybox", "--list-full").split():
-        place = "usr/sbin" if "sbin" in applet else "usr/bin"
-        link = folder / place / Path(applet).name
-        if not link.exists():
-            link.symlink_to("/bin/busybox")
-
-
-def _set_modes(folder: Path) -> None:
-    """Scripts are executable, whatever the way on which stacklab was installed did to their modes."""
-    for file in folder.rglob("*"):
-        executable = file.is_dir() or file.read_bytes()[:2] == b"#!"
-        file.chmod(0o755 if executable else 0o644)
-
-
-def _modules(kernel: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Name, options and content of each module to load, after what it depends on.
-
-    Dependencies are read from the modules themselves (`depends=` in their .modinfo): modules.dep is made when
-    the package is installed, and it is not.
-    """
-    files = {_module_name(file): file for file in kernel.rglob("*.ko*")}
-    loaded: set[str] = set()
-
-    def load(name: str, options: str = "") -> Iterator[tuple[str, str, bytes]]:
-        if name in loaded or name not in files:
-            return
-        loaded.add(name)
-        packed = files[name].read_bytes()
-        content = lzma.decompress(packed) if files[name].suffix == ".xz" else packed
-        found = re.search(rb"\0depends=([^\0]*)\0", content)
-        for other in found[1].decode().split(",") if found else []:
-            yield from load(other.replace("-", "_"))
-        yield name, options, content
-
-    for line in (_templates() / "modules").read_text().splitlines():
-        name, _, options = line.partition("#")[0].strip().partition(" ")
-        yield from load(name, options)
-
-
-def _module_name(file: Path) -> str:
-    return file.name.partition(".ko")[0].replace("-", "_")
 
 
 def _libraries(tools: Path, program: str) -> list[str]:
@@ -262,47 +202,8 @@ def _partition(kind: int, start_mib: int, size_mib: int, *, active: bool = False
     return bytes([0x80 if active else 0]) + beyond + bytes([kind]) + beyond + place
 
 
-def _cpio(root: Path) -> Iterator[bytes]:
-    """The tree as an initramfs: cpio in the `newc` format, all owned by root. Not compressed, as the disk is.
-
-    https://docs.kernel.org/driver-api/early-userspace/buffer-format.html
-    """
-    for number, path in enumerate(sorted(root.rglob("*")), start=1):
-        status = path.lstat()
-        if path.is_symlink():
-            content = str(path.readlink()).encode()
-        else:
-            content = path.read_bytes() if path.is_file() else b""
-        yield _cpio_entry(str(path.relative_to(root)), number, status.st_mode, content)
-    yield _cpio_entry("TRAILER!!!", 0, 0, b"")
-
-
-def _cpio_entry(name: str, inode: int, mode: int, content: bytes) -> bytes:
-    encoded = name.encode() + b"\0"
-    fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
-    header = b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
-    return _padded(header) + _padded(content)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + b"\0" * (-len(data) % 4)
-
-
 def _templates() -> Path:
     return data_dir() / "templates" / "guest"
-
-
-def _digest(folder: Path) -> str:
-    """SHA-256, in hex, of the names and contents of all files below a folder."""
-    digest = hashlib.sha256()
-    for file in _files(folder):
-        for part in (str(file.relative_to(folder)).encode(), file.read_bytes()):
-            digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _run(*command: str | Path) -> str:

@@ -98,7 +98,8 @@ def ensure_packages(
         for part in parts.values():
             part.mkdir()
         # `volatile`: dpkg's many fsyncs cost nothing; a build that is cut off is thrown away anyway.
-        options = f"volatile,lowerdir={base.tree},upperdir={parts['tree']},workdir={parts['work']}"
+        lower = ":".join(str(each.tree) for each in store.chain(base))
+        options = f"volatile,lowerdir={lower},upperdir={parts['tree']},workdir={parts['work']}"
         mount = f'mount -t overlay -o "{options}" overlay "{parts["root"]}" && exec "$@"'
         install = install_command(parts["root"], packages, downloads, versions)
         with downloads.locked():

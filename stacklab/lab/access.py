@@ -72,13 +72,17 @@ def identity_files(lab: "Lab", node: Node) -> dict[str, NodeFile]:
 
 
 def wait_for_ssh(lab: "Lab", node: Node) -> None:
-    """Wait until the node's SSH server greets. Raises StepFailed after 120 s, or when the node is gone."""
-    deadline = time.monotonic() + BOOT_SECONDS
+    """Wait until the node's SSH server greets.
+
+    Raises StepFailed after 120 s, or more where the node is emulated.
+    """
+    seconds = BOOT_SECONDS * lab.patience
+    deadline = time.monotonic() + seconds
     with lab.namespace.network():
         while not _greets(node.address):
             if time.monotonic() > deadline:
                 raise StepFailed(
-                    f"node '{node.name}' does not answer SSH after {BOOT_SECONDS:.0f} s",
+                    f"node '{node.name}' does not answer SSH after {seconds:.0f} s",
                     hint=f"stacklab doctor, and the console log in {lab.folder / 'libvirt' / 'log'}",
                 )
             time.sleep(0.05)

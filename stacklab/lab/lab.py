@@ -28,6 +28,7 @@ from stacklab import lock
 from stacklab.errors import UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
+from stacklab.host import kinds
 from stacklab.journal import Journal
 from stacklab.lab.namespace import Namespace
 from stacklab.model.documents import did_you_mean
@@ -139,9 +140,18 @@ class Lab:
     @cached_property
     def provider(self) -> Provider:
         """The provider of its nodes."""
+        if self.settings.node_kind == "vm":
+            from stacklab.provide.vm import VmProvider
+
+            return VmProvider(self.namespace, self.folder / "nodes", self.run_on, self.home.cache)
         from stacklab.provide.lxc import LxcProvider
 
         return LxcProvider(self.namespace, self.folder / "nodes")
+
+    @property
+    def patience(self) -> float:
+        """How many times longer than on nodes that run natively all is waited for."""
+        return kinds.patience(self.settings.node_kind, self.home.cache)
 
     def node(self, name: str) -> Node:
         """The node of that name. Raises UsageError where there is none."""

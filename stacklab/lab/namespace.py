@@ -37,7 +37,9 @@ STOP_SECONDS = 15.0
 LIBVIRT_CONFIG = {
     "libvirtd.conf": 'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_rw_perms = "0700"\n',
     "lxc.conf": 'security_driver = "none"\n',
-    "qemu.conf": 'security_driver = "none"\nstdio_handler = "file"\nuser = "root"\ngroup = "root"\n',
+    # Images belong to root and stay as they are: libvirt is not to give them away, nor to mark them.
+    "qemu.conf": 'security_driver = "none"\nstdio_handler = "file"\nuser = "root"\ngroup = "root"\n'
+    "dynamic_ownership = 0\nremember_owner = 0\nnamespaces = []\n",
 }
 
 
@@ -110,16 +112,17 @@ class Namespace:
             )
         self.connect().close()
 
-    def connect(self) -> "libvirt.virConnect":
+    def connect(self, driver: str = "lxc") -> "libvirt.virConnect":
         """A connection to the lab's libvirtd, which may just be starting: at first, or again after it died.
 
-        Raises StepFailed, with the end of its log, when it takes none within 15 s or the lab is down.
+        driver: lxc or qemu. Raises StepFailed, with the end of its log, when it takes none within 15 s or the
+        lab is down.
         """
         import libvirt
 
         # Errors are raised; nothing is to be printed.
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        uri = f"lxc+unix:///system?socket={urllib.parse.quote(str(self.libvirt_socket))}"
+        uri = f"{driver}+unix:///system?socket={urllib.parse.quote(str(self.libvirt_socket))}"
         deadline = time.monotonic() + STOP_SECONDS
         while True:
             try:

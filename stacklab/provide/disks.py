@@ -1,11 +1,15 @@
-"""Copying the disks of nodes, which are folders or files."""
+"""The disks of nodes, which are folders or files: copying them, and what is put into new ones."""
 
+import io
 import subprocess
+import tarfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from stacklab.children import BOUND
 from stacklab.errors import StepFailed
-from stacklab.provide.provider import Node
+from stacklab.provide.provider import Node, NodeFile
 
 
 def copy_disk(source: Path, target: Path, node: Node) -> None:
@@ -23,3 +27,18 @@ def copy_disk(source: Path, target: Path, node: Node) -> None:
             detail=done.stderr[-2000:],
             hint="df -h shows where room is missing, stacklab images prune makes some",
         )
+
+
+def archive_of(files: Mapping[str, NodeFile]) -> bytes:
+    """A tar archive with `files`, owned by root.
+
+    The directories above them are made by tar where they are missing.
+    """
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path, file in files.items():
+            data = file.text.encode()
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.size, member.mode, member.mtime = len(data), file.mode, int(time.time())
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()

@@ -3,34 +3,28 @@
 Containers that the lab's own libvirtd runs with systemd in them, on an overlay of an image.
 """
 
-import contextlib
-import io
 import subprocess
-import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import libvirt
 
-from stacklab.errors import StepFailed
 from stacklab.files import remove_tree
 from stacklab.home import data_dir
 from stacklab.images.packages import Installation
 from stacklab.lab.cgroups import hierarchies, is_unified
 from stacklab.lab.namespace import Namespace
-from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork
-from stacklab.provide.disks import copy_disk
+from stacklab.model.topology import MANAGEMENT
+from stacklab.provide.disks import archive_of, copy_disk
+from stacklab.provide.domains import ENDED, Domains, absent
 from stacklab.provide.provider import Node, NodeFile, NodeState
-from stacklab.templating import stacklab_environment
 
-NETWORKS = {"management": MANAGEMENT, "provider": PROVIDER}
 DEVICES = ("/dev/net/tun", "/dev/kvm", "/dev/vhost-net")
 CREATED = "created"
 SHUTDOWN_SECONDS = 60.0
 # systemd takes SIGRTMIN+4 for "power off" (systemd(1)); `virsh shutdown` does not reach it.
 POWEROFF_SIGNAL = "RTMIN+4"
-ENDED = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 
 class LxcProvider:
@@ -44,7 +38,7 @@ class LxcProvider:
     def __init__(self, namespace: Namespace, folder: Path) -> None:
         self._namespace = namespace
         self._folder = folder
-        self._templates = stacklab_environment()
+        self._domains = Domains(namespace, "lxc")
 
     def create(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
         """Mount the node's overlay on `image` (root trees, top first) and put `files` into it."""
@@ -56,7 +50,7 @@ class LxcProvider:
         (disk / "lower").write_text("\n".join(map(str, image)))
         self._mount(node)
         init = (data_dir() / "templates" / "nodes" / "lxc-init").read_text()
-        archive = _archive({**files, "/usr/lib/stacklab/init": NodeFile(init, 0o755)})
+        archive = archive_of({**files, "/usr/lib/stacklab/init": NodeFile(init, 0o755)})
         self._namespace.run(
             ["tar", "--extract", "--no-overwrite-dir", "--directory", str(disk / "root")], stdin=archive
         )
@@ -70,19 +64,14 @@ class LxcProvider:
         if self.state(node) is NodeState.RUNNING:
             return
         self._mount(node)
-        with self._connection() as connection:
-            for name, network in NETWORKS.items():
-                self._start_network(connection, name, network)
-            connection.createXML(
-                self._templates.get_template("libvirt/lxc.xml.j2").render(
-                    node=node,
-                    root=self._disk(node) / "root",
-                    prefix=MANAGEMENT.prefix,
-                    cgroup_v1=not is_unified(hierarchies()),
-                    devices=[device for device in DEVICES if Path(device).exists()],
-                ),
-                0,
-            )
+        self._domains.start(
+            "lxc.xml.j2",
+            node=node,
+            root=self._disk(node) / "root",
+            prefix=MANAGEMENT.prefix,
+            cgroup_v1=not is_unified(hierarchies()),
+            devices=[device for device in DEVICES if Path(device).exists()],
+        )
 
     def stop(self, node: Node) -> None:
         """Power the container off from inside; end it by force after 60 s."""
@@ -107,7 +96,7 @@ class LxcProvider:
     def state(self, node: Node) -> NodeState:
         """Running, stopped (its disk is there) or absent."""
         if self._namespace.pid() is not None:
-            with self._connection() as connection, _absent(*ENDED):
+            with self._domains.connection() as connection, absent(*ENDED):
                 domain = connection.lookupByName(node.name)
                 if self._is_alive(domain):
                     return NodeState.RUNNING
@@ -160,59 +149,9 @@ class LxcProvider:
         options = f"lowerdir={lower},upperdir={disk / 'upper'},workdir={disk / 'work'}"
         self._namespace.run(["mount", "-t", "overlay", "-o", options, "overlay", str(disk / "root")])
 
-    def _start_network(self, connection: libvirt.virConnect, name: str, network: LabNetwork) -> None:
-        with _absent(libvirt.VIR_ERR_NO_NETWORK):
-            if connection.networkLookupByName(name).isActive():
-                return
-        xml = self._templates.get_template("libvirt/network.xml.j2")
-        connection.networkCreateXML(xml.render(name=name, network=network))
-
     def _controller_pid(self, node: Node) -> int:
         return int((self._namespace.folder / "run" / "libvirt" / "lxc" / f"{node.name}.pid").read_text())
 
     def _kill(self, node: Node) -> None:
         if self.state(node) is NodeState.RUNNING:
-            with self._connection() as connection, _absent(*ENDED):
-                connection.lookupByName(node.name).destroy()
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[libvirt.virConnect]:
-        connection = self._namespace.connect()
-        try:
-            yield connection
-        except libvirt.libvirtError as error:
-            raise StepFailed(f"libvirt: {error}", detail=self._log_tail(), hint="stacklab doctor") from error
-        finally:
-            with contextlib.suppress(libvirt.libvirtError):  # libvirtd has ended, and the connection with it
-                connection.close()
-
-    def _log_tail(self) -> str:
-        logs = sorted(
-            (self._namespace.folder / "libvirt" / "log").rglob("*.log"), key=lambda file: file.stat().st_mtime
-        )
-        return "\n".join(logs[-1].read_text(errors="replace").splitlines()[-15:]) if logs else ""
-
-
-@contextlib.contextmanager
-def _absent(*codes: int) -> Iterator[None]:
-    """Leave the block when libvirt says, by one of these codes, that the thing is not there any more."""
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        if error.get_error_code() not in codes:
-            raise
-
-
-def _archive(files: Mapping[str, NodeFile]) -> bytes:
-    """A tar archive with `files`, owned by root.
-
-    The directories above them are made by tar where they are missing.
-    """
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for path, file in files.items():
-            data = file.text.encode()
-            member = tarfile.TarInfo(path.lstrip("/"))
-            member.size, member.mode, member.mtime = len(data), file.mode, int(time.time())
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
+            self._domains.destroy(node)

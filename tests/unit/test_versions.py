@@ -147,7 +147,7 @@ def test_versions_are_part_of_the_keys_of_images(home: Home) -> None:
 
 def test_plan_says_what_up_starts_from_and_why_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = HostFacts(kvm=False, openvswitch=False)
-    monkeypatch.setattr("stacklab.plan.host_facts", lambda _home: facts)
+    monkeypatch.setattr("stacklab.plan.host_facts", lambda _home, _kind: facts)
     monkeypatch.setattr("stacklab.images.store.seal_in_background", lambda _folder: None)
     store = store_of(home)
     blueprint = resolve(Lab(home, "blue"), request(home))

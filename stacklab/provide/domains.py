@@ -1,0 +1,82 @@
+"""The domains of a lab's own libvirtd: what nodes of all kinds that libvirt runs have in common."""
+
+import contextlib
+from collections.abc import Iterator
+
+import libvirt
+
+from stacklab.errors import StepFailed
+from stacklab.lab.namespace import Namespace
+from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork
+from stacklab.provide.provider import Node
+from stacklab.templating import stacklab_environment
+
+NETWORKS = {"management": MANAGEMENT, "provider": PROVIDER}
+ENDED = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+
+
+class Domains:
+    """The domains of one lab that a driver of libvirt runs.
+
+    namespace: the lab's, running. driver: lxc or qemu.
+    """
+
+    def __init__(self, namespace: Namespace, driver: str) -> None:
+        self._namespace = namespace
+        self._driver = driver
+        self._templates = stacklab_environment()
+
+    def start(self, template: str, **values: object) -> None:
+        """Start the domain that a template of templates/libvirt describes, and the networks that it is on.
+
+        Raises StepFailed with libvirt's own words and the end of its newest log.
+        """
+        xml = self._templates.get_template(f"libvirt/{template}").render(**values)
+        with self.connection() as connection:
+            self.start_networks(connection)
+            connection.createXML(xml, 0)
+
+    def start_networks(self, connection: libvirt.virConnect) -> None:
+        """Start the lab's networks, unless they are up."""
+        for name, network in NETWORKS.items():
+            self._start_network(connection, name, network)
+
+    def destroy(self, node: Node) -> None:
+        """End the node's domain by force, if there is one."""
+        with self.connection() as connection, absent(*ENDED):
+            connection.lookupByName(node.name).destroy()
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[libvirt.virConnect]:
+        """A connection to libvirtd. Raises StepFailed for an error of libvirt, with the end of its log."""
+        connection = self._namespace.connect(self._driver)
+        try:
+            yield connection
+        except libvirt.libvirtError as error:
+            raise StepFailed(f"libvirt: {error}", detail=self._log_tail(), hint="stacklab doctor") from error
+        finally:
+            with contextlib.suppress(libvirt.libvirtError):  # libvirtd has ended, and the connection with it
+                connection.close()
+
+    def _start_network(self, connection: libvirt.virConnect, name: str, network: LabNetwork) -> None:
+        with absent(libvirt.VIR_ERR_NO_NETWORK):
+            if connection.networkLookupByName(name).isActive():
+                return
+        xml = self._templates.get_template("libvirt/network.xml.j2")
+        connection.networkCreateXML(xml.render(name=name, network=network))
+
+    def _log_tail(self) -> str:
+        logs = sorted(
+            (self._namespace.folder / "libvirt" / "log").rglob("*.log"), key=lambda file: file.stat().st_mtime
+        )
+        return "\n".join(logs[-1].read_text(errors="replace").splitlines()[-15:]) if logs else ""
+
+
+@contextlib.contextmanager
+def absent(*codes: int) -> Iterator[None]:
+    """Leave the block when libvirt says, by one of these codes, that the thing is not there any more."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in codes:
+            raise

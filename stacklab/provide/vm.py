@@ -1,0 +1,147 @@
+"""Nodes of kind `vm`.
+
+QEMU's virtual machines, run by the lab's own libvirtd: with KVM where it was proved to work, else emulated. A
+node's disk is a qcow2 file on that of an image; kernel and first file system are given to QEMU, and with them
+comes what makes a copy of the image this node.
+"""
+
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from stacklab.errors import StepFailed
+from stacklab.files import remove_tree, write_atomically
+from stacklab.home import data_dir
+from stacklab.host import kinds, kvm
+from stacklab.images.disk import DISK, INITRD, VMLINUZ
+from stacklab.images.initramfs import cpio_of
+from stacklab.images.packages import Installation
+from stacklab.lab.namespace import Namespace
+from stacklab.model.topology import MANAGEMENT
+from stacklab.provide.disks import archive_of, copy_disk
+from stacklab.provide.domains import ENDED, Domains, absent
+from stacklab.provide.provider import Node, NodeFile, NodeState
+
+CREATED = "created"
+IMAGE = "lower"
+SHUTDOWN_SECONDS = 60.0
+
+Run = Callable[[str, Sequence[str]], "subprocess.CompletedProcess[str]"]
+
+
+class VmProvider:
+    """Runs the vm nodes of one lab.
+
+    namespace: the lab's, running. folder: where the nodes' disks are, one folder per node. run: runs a
+    command on the node of that name. cache: where it is kept whether KVM works here.
+    """
+
+    kind = "vm"
+
+    def __init__(self, namespace: Namespace, folder: Path, run: Run, cache: Path) -> None:
+        self._namespace = namespace
+        self._folder = folder
+        self._run = run
+        self._cache = cache
+        self._domains = Domains(namespace, "qemu")
+
+    def create(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
+        """Make the node's disk on top of `image`, and the first file system that puts `files` into it."""
+        disk = self._disk(node)
+        if disk.exists() and not (disk / CREATED).exists():  # an earlier call was cut off
+            self.destroy(node)
+        disk.mkdir(parents=True, exist_ok=True)
+        (disk / IMAGE).write_text("\n".join(map(str, image)))
+        _qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image[0] / DISK, disk / DISK)
+        # The kernel unpacks one archive after the other. It holds the node's keys: only root may read it.
+        identity = cpio_of("identity.tar", archive_of(files))
+        write_atomically(disk / INITRD, (image[-1] / INITRD).read_bytes() + identity, mode=0o600)
+        (disk / CREATED).touch()
+
+    def start(self, node: Node) -> None:
+        """Start the virtual machine.
+
+        Raises StepFailed with libvirt's own words and the end of QEMU's log.
+        """
+        if self.state(node) is NodeState.RUNNING:
+            return
+        disk = self._disk(node)
+        self._domains.start(
+            "vm.xml.j2",
+            node=node,
+            uuid=uuid.uuid5(uuid.NAMESPACE_DNS, f"{node.name}.stacklab"),
+            kvm=kvm.works(self._cache),
+            disk=disk / DISK,
+            kernel=self.image(node)[-1] / VMLINUZ,
+            initrd=disk / INITRD,
+            console=disk / "console.log",
+            address=f"{node.address}/{MANAGEMENT.prefix}",
+            number=int(node.address.rpartition(".")[2]),
+        )
+
+    def stop(self, node: Node) -> None:
+        """Press the power button; end the machine by force after 60 s, or more where it is emulated."""
+        if self.state(node) is not NodeState.RUNNING:
+            return
+        with self._domains.connection() as connection, absent(*ENDED):
+            connection.lookupByName(node.name).shutdown()
+        deadline = time.monotonic() + SHUTDOWN_SECONDS * kinds.patience(self.kind, self._cache)
+        while self.state(node) is NodeState.RUNNING:
+            if time.monotonic() > deadline:
+                self._domains.destroy(node)
+            time.sleep(0.1)
+
+    def destroy(self, node: Node) -> None:
+        """End the virtual machine and remove its disk."""
+        if self.state(node) is NodeState.RUNNING:
+            self._domains.destroy(node)
+        remove_tree(self._disk(node))
+
+    def state(self, node: Node) -> NodeState:
+        """Running, stopped (its disk is there) or absent."""
+        if self._namespace.pid() is not None:
+            with self._domains.connection() as connection, absent(*ENDED):
+                if connection.lookupByName(node.name).isActive():
+                    return NodeState.RUNNING
+        return NodeState.STOPPED if (self._disk(node) / CREATED).exists() else NodeState.ABSENT
+
+    def image(self, node: Node) -> list[Path]:
+        """The folders of the images that the node's disk stands on, top first."""
+        return [Path(line) for line in (self._disk(node) / IMAGE).read_text().splitlines()]
+
+    def flush(self, node: Node) -> None:
+        """Have the node's kernel write what it holds back, and QEMU with it.
+
+        Raises StepFailed when the node runs and does not answer.
+        """
+        if self.state(node) is NodeState.RUNNING:
+            done = self._run(node.name, ["sync"])
+            if done.returncode != 0:
+                raise StepFailed(f"node '{node.name}' does not write its disk", detail=done.stderr)
+
+    def freeze(self, node: Node, folder: Path) -> None:
+        """Copy the node's disk; in the store it names the image below it by its place beside it."""
+        folder.mkdir()
+        copy_disk(self._disk(node) / DISK, folder / DISK, node)
+        below = os.path.relpath(self.image(node)[0] / DISK, folder)
+        _qemu_img("rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below, folder / DISK)
+
+    def install(self, node: Node, installation: Installation) -> None:
+        """Install into the disk of the node, which is off meanwhile: natively, at the machine's own speed."""
+        disk = self._disk(node)
+        self.stop(node)
+        script = data_dir() / "templates" / "vm" / "with-disk"
+        installation.run(disk / "root", ["sh", str(script), str(disk / DISK), str(disk / "root")])
+        self.start(node)
+
+    def _disk(self, node: Node) -> Path:
+        return self._folder / node.name
+
+
+def _qemu_img(*arguments: str | Path) -> None:
+    done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StepFailed(f"`qemu-img {arguments[0]}` failed", detail=done.stderr)
