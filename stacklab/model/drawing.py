@@ -148,9 +148,11 @@ def _stack(items: Sequence[_Item], wish: dict[_Item, float]) -> None:
 
 
 def svg(graph: Graph) -> str:
-    """The picture as a complete SVG file."""
-    shown = panels(graph)
-    layout = _Layout(list(_columns(graph, shown)), arrows(graph))
+    """The picture of the layers as a complete SVG file; a service that stands in none is not in it."""
+    shown = panels(graph)[: len(graph.layers)]
+    inside = {name for panel in shown for name in (*panel.services, *panel.planned)}
+    drawn = (arrow for arrow in arrows(graph) if {arrow.source, arrow.target} <= inside)
+    layout = _Layout(list(_columns(graph, shown)), drawn)
     height = _MARGIN + _HEADING + layout.height + _PADDING
     headings, width = _panels(shown, layout.columns, height - _MARGIN)
     title = f"The services of the profile {graph.profile.name}"
