@@ -1,12 +1,14 @@
 """What a lab is to be: the user's request resolved against the catalog, before anything is touched."""
 
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from stacklab.errors import ModelError, Problem, UsageError
+from stacklab.errors import ModelError, Problem, StepFailed, UsageError
 from stacklab.host.kinds import KINDS, best
 from stacklab.lab.lab import Lab, LabSettings, nodes_of
 from stacklab.model.catalog import Catalog
@@ -83,6 +85,40 @@ class Blueprint:
                 }
             )
         )
+
+
+_NO_PACKAGE = re.compile(
+    r"Unable to locate package (\S+)|Package '(\S+)' has no installation candidate"
+    r"|Couldn't find any package by \w+ '(\S+)'"
+)
+
+
+@contextmanager
+def packages_traced(blueprint: Blueprint) -> Iterator[None]:
+    """Turn apt's word on packages that the mirror does not have into an error at the services' lines.
+
+    Raises ModelError for these; any other error passes through.
+    """
+    try:
+        yield
+    except StepFailed as error:
+        missing = {next(filter(None, match)) for match in _NO_PACKAGE.findall(error.detail)}
+        problems = [
+            service.problem(
+                f"the mirror has no package '{name}' in {blueprint.release.suite}",
+                "parts",
+                role,
+                "packages",
+                index,
+            )
+            for service in blueprint.services
+            for role, part in service.parts.items()
+            for index, name in enumerate(part.packages)
+            if name in missing
+        ]
+        if not problems:
+            raise
+        raise ModelError(problems, hint=error.hint) from error
 
 
 def parts_on(service: Service, node: Node) -> dict[str, Part]:

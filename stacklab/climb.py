@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve
 from stacklab.check import check_layer, is_healthy
 from stacklab.errors import StepFailed
 from stacklab.freeze import freeze
@@ -121,6 +121,7 @@ class _Climb:
             return False
         if self._runs():  # what is broken then is mended by doing it again
             self.lab.journal.forget(f"layer-{self.blueprint.target}/")
+        self._refuse_broken_templates()
         self.lab.journal.record("stacklab.lab.planned", self.lab.name, steps=self._planned())
         thawed = self._thaw()
         started = None if thawed else self._make()
@@ -138,6 +139,10 @@ class _Climb:
         for layer in wanted:
             self._apply(layer)
         return True
+
+    def _refuse_broken_templates(self) -> None:
+        """Raises ModelError for what cannot be rendered, before minutes go into nodes."""
+        Renderer(self.lab.name, self.blueprint, self.secrets, self.host).layer(self.blueprint.target)
 
     def _thaw(self) -> bool:
         """Put a new lab on the deepest image that matches; returns whether there was one."""
@@ -214,7 +219,7 @@ class _Climb:
                 self.store, self.blueprint.release, host_mirror(), self.downloads.base, self.log
             )
         packages = first_packages(self.blueprint)
-        with journal.step("packages"):
+        with journal.step("packages"), packages_traced(self.blueprint):
             return ensure_packages(
                 self.store, base, packages, self.downloads, self.log, self.blueprint.versions
             )
@@ -311,7 +316,7 @@ class _Climb:
             present = {line.split()[1] for line in check.stdout.splitlines() if line.startswith("installed ")}
             missing = [name for name in wanted if name not in present]
             if missing:
-                with self.lab.journal.step("more packages", node.name):
+                with self.lab.journal.step("more packages", node.name), packages_traced(self.blueprint):
                     self.lab.provider.install(
                         node, Installation(missing, self.downloads, self.log, self.blueprint.versions)
                     )

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from jinja2 import Environment, TemplateError, TemplateSyntaxError
+from jinja2 import Environment
 
 from stacklab.blueprint import Blueprint, parts_on
 from stacklab.errors import ModelError, Problem
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
-from stacklab.model.service import Role, Service
+from stacklab.model.service import Command, Role, Service
 from stacklab.model.topology import MANAGEMENT, PROVIDER
 from stacklab.provide.provider import Node
 from stacklab.steps import Scope, Step, final_steps, node_steps
-from stacklab.templating import service_environment, stacklab_environment
+from stacklab.templating import FAILURES, failure_in, service_environment, stacklab_environment
 
 JOBS = 4
 STEPS_FILE = "/var/lib/stacklab/steps.json"
@@ -144,7 +144,7 @@ class Renderer:
     ) -> None:
         self._lab = lab
         self._blueprint = blueprint
-        self._secrets = {service: dict(names) for service, names in secrets.items()}
+        self.secrets = {service: dict(names) for service, names in secrets.items()}
         self._host = host
         self._ssh = ssh
         self._images = images or {}
@@ -173,8 +173,7 @@ class Renderer:
         services = self._blueprint.up_to(number)
         problems: list[Problem] = []
         files = {node.name: self._files(node, services, problems) for node in self._blueprint.nodes}
-        if problems:
-            raise ModelError(problems)
+        self._examine_checks(services, problems)
         scopes = {node.name: self._scope(node, services, files, problems) for node in self._blueprint.nodes}
         steps = {name: self._patient(node_steps(scope)) for name, scope in scopes.items()}
         final = (
@@ -201,6 +200,30 @@ class Renderer:
             images,
             json.dumps(demands(self._blueprint, number)),
         )
+
+    def _text(
+        self,
+        service: Service,
+        text: str,
+        where: tuple[str | int, ...],
+        context: Mapping[str, Any],
+        problems: list[Problem],
+    ) -> str:
+        """The text that stands at `where` in a service's file, rendered; what is wrong goes to `problems`."""
+        try:
+            return self._environment.from_string(text).render(context)
+        except FAILURES as error:
+            line, message = failure_in(error)
+            problems.append(service.problem_in(message, line, *where))
+            return ""
+
+    def _examine_checks(self, services: Sequence[Service], problems: list[Problem]) -> None:
+        """Checks are rendered when they are run, which is too late to tell what is wrong with them."""
+        context = self._context(self._controller, self._blueprint.services)
+        for service in services:
+            for text, where in service.texts():
+                if where[0] == "checks":
+                    self._text(service, text, where, context, problems)
 
     def _image_files(self, services: Sequence[Service]) -> dict[str, Path]:
         """The files of the images to upload, by name: stacklab's own, or one in the service's folder."""
@@ -230,7 +253,7 @@ class Renderer:
             },
             "controller": self._controller.address,
             "services": {service.name: service for service in services},
-            "secrets": self._secrets,
+            "secrets": self.secrets,
             "network": {"management": MANAGEMENT, "provider": PROVIDER},
             "host": self._host,
             "workers": 1,
@@ -281,22 +304,16 @@ class Renderer:
                 b"\0".join(tree[path].content for path in paths if path in tree)
             ).hexdigest()
 
-        def render(service: Service, text: str) -> str:
-            try:
-                return self._environment.from_string(text).render(context)
-            except TemplateError as error:
-                first = text.strip().splitlines()[0]
-                problems.append(
-                    Problem(service.file, 1, 1, f"the command `{first}` cannot be rendered: {error}")
-                )
-                return ""
+        def render(service: Service, command: Command) -> str:
+            where = next(where for each, where in service.commands_in_place() if each is command)
+            return self._text(service, command.run, (*where, "run"), context, problems)
 
         return Scope(
             node=node,
             controller=self._controller,
             services=services,
             alone=self._alone,
-            secrets=self._secrets,
+            secrets=self.secrets,
             files_hash=files_hash,
             render=render,
             image_digests={
@@ -307,7 +324,7 @@ class Renderer:
             admin={
                 "url": f"http://{self._controller.address}:5000/v3",
                 "user": "admin",
-                "password": self._secrets.get("keystone", {}).get("admin", ""),
+                "password": self.secrets.get("keystone", {}).get("admin", ""),
                 "project": "admin",
             },
         )
@@ -395,21 +412,10 @@ def _render_file(
 ) -> bytes:
     try:
         return environment.from_string(source.read_text()).render(context).encode()
-    except TemplateSyntaxError as error:
-        problems.append(Problem(source, error.lineno, 1, error.message or "not a Jinja template"))
-    except TemplateError as error:
-        problems.append(Problem(source, _line_in_template(error), 1, str(error)))
-    return b""
-
-
-def _line_in_template(error: TemplateError) -> int:
-    """Jinja rewrites tracebacks so that the template's own lines stand in them."""
-    line, trace = 1, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "<template>":
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
+    except FAILURES as error:
+        line, message = failure_in(error)
+        problems.append(Problem(source, line, 1, message))
+        return b""
 
 
 def _archive(files: Mapping[str, RenderedFile]) -> bytes:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stacklab.blueprint import parts_on
-from stacklab.lab.secrets import identifier
-from stacklab.model.service import Command, Service
+from stacklab.model.service import Command, Service, identifier
 from stacklab.provide.provider import Node
 
 IDENTITY = "identity"
@@ -84,7 +83,7 @@ class Scope:
     alone: bool
     secrets: dict[str, dict[str, str]]
     files_hash: Callable[[Service], str]
-    render: Callable[[Service, str], str]
+    render: Callable[[Service, Command], str]
     admin: dict[str, str]
     image_digests: dict[str, str]
 
@@ -175,7 +174,7 @@ def _chain(
     for command in commands:
         if command.on not in scope.node.roles:
             continue
-        text = scope.render(service, command.run)
+        text = scope.render(service, command)
         step = Step(
             f"{service.name}/{phase}.{command.name}",
             "command",

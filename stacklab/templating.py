@@ -6,23 +6,72 @@ that the braces of Ansible need no escaping. In both an undefined name is an err
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2.utils import missing
 
 from stacklab.home import data_dir
+from stacklab.model.documents import did_you_mean
+
+WORDS = (
+    "lab",
+    "release",
+    "node",
+    "nodes",
+    "nodes_by_role",
+    "controller",
+    "services",
+    "secrets",
+    "network",
+    "host",
+    "workers",
+)
+"""What templates and commands of services know; docs/reference/service.md explains each."""
+
+
+class UndefinedWord(StrictUndefined):
+    """A word that is not there: an error that names the nearest one that is."""
+
+    @property
+    def _undefined_message(self) -> str:
+        name, parent = str(self._undefined_name), self._undefined_obj
+        if parent is missing:
+            return f"unknown word '{name}'{did_you_mean(name, WORDS)}"
+        keys = parent if isinstance(parent, Mapping) else dir(parent)
+        known = sorted(str(key) for key in keys if not str(key).startswith("_"))
+        listed = f"; there is: {', '.join(known) or 'nothing'}" if isinstance(parent, Mapping) else ""
+        return f"there is no '{name}'{did_you_mean(name, known) or listed}"
 
 
 def service_environment() -> Environment:
     """For the templates and command texts in service folders; with the fragments that they may include."""
     environment = Environment(
         loader=FileSystemLoader(data_dir() / "profiles" / "fragments"),
-        undefined=StrictUndefined,
+        undefined=UndefinedWord,
         keep_trailing_newline=True,
         trim_blocks=True,
     )
     environment.filters["salted_sha256"] = salted_sha256
     return environment
+
+
+FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What goes wrong in a text when it is rendered."""
+
+
+def failure_in(error: Exception) -> tuple[int, str]:
+    """Line, counting from 1 in the text that was rendered, and message of one of FAILURES."""
+    if isinstance(error, TemplateSyntaxError):
+        return error.lineno, f"not a Jinja template: {error.message}"
+    line, trace = 1, error.__traceback__
+    while trace is not None:  # Jinja rewrites tracebacks so that the text's own lines stand in them
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+    return line, f"cannot be rendered: {kind}{error}"
 
 
 def salted_sha256(password: str) -> str:

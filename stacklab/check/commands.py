@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from jinja2 import TemplateError
-
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Checking, Unmet, ask
 from stacklab.children import BOUND
 from stacklab.errors import Interrupted
+from stacklab.lab.secrets import masked
 from stacklab.model.service import Service
+from stacklab.templating import FAILURES, failure_in
 
 COMMAND_SECONDS = 180.0
 TAIL_LINES = 20
@@ -25,10 +25,11 @@ def check_command(cloud: Cloud, service: Service, name: str, text: str) -> Check
     def run() -> None:
         try:
             command = cloud.renderer.text(text)
-        except TemplateError as error:
-            raise Unmet(f"`{text}` in {service.file} cannot be rendered: {error}") from None
+        except FAILURES as error:
+            raise Unmet(f"`{text}` in {service.file} {failure_in(error)[1]}") from None
         argv = cloud.lab.enter_command(["sh", "-c", command])
-        run_command(argv, cloud.lab.client_environment(os.environ), name=text, stopping=cloud.stopping)
+        shown = masked(command, cloud.renderer.secrets)
+        run_command(argv, cloud.lab.client_environment(os.environ), name=shown, stopping=cloud.stopping)
 
     yield ask(service.name, name, run)
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 
 from stacklab.check.agents import check_agents
 from stacklab.check.cloud import Cloud
-from stacklab.check.result import Checking, CheckResult, CheckState
-from stacklab.model.service import Service
+from stacklab.check.result import Checking
+from stacklab.model.service import Scenario, Service
 
-Scenario = Callable[[Cloud, Service, str], Checking]
+Play = Callable[[Cloud, Service, str], Checking]
 """Takes the cloud, the service that names it and the name of the check; gives a result for each step."""
 
 
@@ -35,7 +35,7 @@ def _neighbours(cloud: Cloud, service: Service, name: str) -> Checking:
     return check_neighbours(cloud, service, name)
 
 
-SCENARIOS: Mapping[str, Scenario] = {
+SCENARIOS: Mapping[Scenario, Play] = {
     "agents": check_agents,
     "floating-ip": _floating_ip,
     "instance": _instance,
@@ -44,10 +44,6 @@ SCENARIOS: Mapping[str, Scenario] = {
 }
 
 
-def check_scenario(cloud: Cloud, service: Service, name: str, scenario: str) -> Checking:
+def check_scenario(cloud: Cloud, service: Service, name: str, scenario: Scenario) -> Checking:
     """Play the scenario of that name."""
-    if scenario not in SCENARIOS:
-        words = f"there is no scenario '{scenario}'; there is: {', '.join(SCENARIOS)}"
-        yield CheckResult(service.name, name, CheckState.FAILED, error=words)
-        return
     yield from SCENARIOS[scenario](cloud, service, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from stacklab.files import write_atomically
-from stacklab.model.service import Service
+from stacklab.model.service import Service, identifier
 
 LENGTH_BYTES = 20
 
@@ -52,9 +52,11 @@ def placeholder_secrets(file: Path, services: Iterable[Service]) -> dict[str, di
     }
 
 
-def identifier(name: str) -> str:
-    """A service's or secret's name as templates write it."""
-    return name.replace("-", "_")
+def masked(text: str, known: Mapping[str, Mapping[str, str]]) -> str:
+    """The text, with stars in the place of each secret: for screens and logs."""
+    for secret in (secret for names in known.values() for secret in names.values()):
+        text = text.replace(secret, "***")
+    return text
 
 
 def _old(known: Mapping[str, Mapping[str, str]], service: str, name: str) -> str | None:

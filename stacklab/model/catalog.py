@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from stacklab.errors import ModelError, Problem, UsageError
 from stacklab.home import data_dir
 from stacklab.model.documents import did_you_mean, read_all, unknown
+from stacklab.model.examine import examine
 from stacklab.model.graph import Graph, below_required, cycles
 from stacklab.model.profile import Profile
 from stacklab.model.release import Release
@@ -25,6 +26,7 @@ from stacklab.model.service import Service
 from stacklab.model.topology import Topology
 
 ENTRY_POINTS = "stacklab.profiles"
+SOURCE = ("services", "*.yaml", "releases", "topologies")
 
 R = TypeVar("R", bound=Root)
 
@@ -59,6 +61,7 @@ class Catalog:
         problems += _unknown_services(services, profiles)
         problems += _unknown_releases(profiles, releases)
         problems += cycles(services.items)
+        problems += examine(services.items, services.names)
         for profile in profiles.items.values():
             problems += below_required(services.items, profile)
         if problems:
@@ -103,11 +106,34 @@ def sources(path: Iterable[Path] = ()) -> tuple[Path, ...]:
     named = [(Path(entry), "$STACKLAB_PATH") for entry in from_environment if entry]
     named += [(folder, "--path") for folder in path]
     for folder, origin in named:
-        if not folder.is_dir():
-            raise UsageError(f"{origin} names the folder {folder}, which is not there")
+        _refuse_other_folders(folder, origin)
     packages = [_folder_of(entry) for entry in sorted(entry_points(group=ENTRY_POINTS))]
     folders = [data_dir() / "profiles", *(folder for folder, _ in named), *packages]
     return tuple(dict.fromkeys(folder.resolve() for folder in folders))
+
+
+def _refuse_other_folders(folder: Path, origin: str) -> None:
+    """Raises UsageError, with the folder that was meant, for one that is no source."""
+    if not folder.is_dir():
+        raise UsageError(f"{origin} names the folder {folder}, which is not there")
+    whole = folder.absolute()
+    if (folder / "service.yaml").exists():
+        what, meant = "is the folder of one service", whole.parents[1]
+    elif folder.name == "services" and any(folder.glob("*/service.yaml")):
+        what, meant = "holds services itself", whole.parent
+    elif any(any(folder.glob(pattern)) for pattern in SOURCE):
+        return
+    else:
+        below = sorted(folder.glob("*/services/*/service.yaml"))
+        what, meant = "holds no services/NAME/service.yaml and no profile", None
+        if below:
+            meant = below[0].absolute().parents[2]
+    hint = (
+        f"name the folder above services/: {meant}"
+        if meant
+        else "docs/how-to/add-a-service.md shows what it has to hold"
+    )
+    raise UsageError(f"{origin} names {folder}, which {what}", hint=hint)
 
 
 def _folder_of(entry: EntryPoint) -> Path:

@@ -44,6 +44,8 @@ class Document:
         """The document in `file`, or what keeps it from being read."""
         try:
             root = yaml.compose(file.read_text(encoding="utf-8"), Loader=_Loader)
+        except FileNotFoundError:
+            return Problem(file, 0, 0, f"is not there{_misnamed(file)}")
         except OSError as error:
             return Problem(file, 0, 0, f"cannot be read: {error.strerror}")
         except UnicodeDecodeError as error:
@@ -75,17 +77,22 @@ class Document:
 
     def position(self, *where: Step) -> tuple[int, int]:
         """Line and column, counting from 1, of the deepest value that the keys and indexes lead to."""
-        node = self.root
-        for step in where:
-            below = _child(node, step)
-            if below is None:
-                break
-            node = below[1]
-        return _mark(node)
+        return _mark(self._node(where))
 
     def problem(self, message: str, *where: Step) -> Problem:
         """A problem at the value that `where` leads to."""
         return Problem(self.file, *self.position(*where), message)
+
+    def problem_in(self, message: str, line: int, *where: Step) -> Problem:
+        """A problem in a line, counting from 1, of the text that `where` leads to."""
+        node = self._node(where)
+        if isinstance(node, yaml.ScalarNode) and node.style == "|":  # its text begins in the next line
+            return Problem(self.file, _mark(node)[0] + line, 1, message)
+        return Problem(self.file, *_mark(node), message)
+
+    def problem_at_key(self, message: str, *where: Step) -> Problem:
+        """A problem at the key that `where` leads to."""
+        return Problem(self.file, *self._key_position(where), message)
 
     @cached_property
     def _plain(self) -> tuple[Data, list[Problem]]:
@@ -140,6 +147,16 @@ class Document:
         position = self._key_position(where) if "[key]" in error["loc"] else self.position(*where)
         return [Problem(self.file, *position, f"{_label(where)}{_expectation(error)}")]
 
+    def _node(self, where: Sequence[Step]) -> yaml.Node:
+        """The deepest value that the keys and indexes lead to."""
+        node = self.root
+        for step in where:
+            below = _child(node, step)
+            if below is None:
+                break
+            node = below[1]
+        return node
+
     def _key_position(self, where: Sequence[Step]) -> tuple[int, int]:
         key = node = self.root
         for step in where:
@@ -170,6 +187,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the known one that is nearest, if any is near."""
     near = difflib.get_close_matches(word, sorted(known), n=1)
     return f", did you mean '{near[0]}'?" if near else ""
+
+
+def _misnamed(file: Path) -> str:
+    """The end of a sentence about a file that is not there: one beside it that may be meant."""
+    stem = file.stem.lower().rstrip("s")
+    near = sorted(each.name for each in file.parent.glob("*") if each.stem.lower().rstrip("s") == stem)
+    return f"; is '{near[0]}' meant to be it?" if near else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -87,6 +87,14 @@ class Root(Strict):
         """A problem at the value that the keys and indexes `where` lead to."""
         return self._document.problem(message, *where)
 
+    def problem_in(self, message: str, line: int, *where: Step) -> Problem:
+        """A problem in a line, counting from 1, of the text that `where` leads to."""
+        return self._document.problem_in(message, line, *where)
+
+    def problem_at_key(self, message: str, *where: Step) -> Problem:
+        """A problem at the key that `where` leads to."""
+        return self._document.problem_at_key(message, *where)
+
     def place(self, *where: Step) -> str:
         """file:line:column of the value that the keys and indexes `where` lead to."""
         line, column = self._document.position(*where)

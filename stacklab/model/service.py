@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from stacklab.model.documents import Step
 from stacklab.model.schema import Name, Port, Root, Size, Strict, Word, wrong
 
 Role = Literal["controller", "compute", "network", "storage"]
@@ -16,6 +17,9 @@ Role = Literal["controller", "compute", "network", "storage"]
 
 Phase = Literal["before-configure", "after-configure", "before-start", "after-start", "after-register"]
 """Where a service may hook an Ansible task file of its own into the lifecycle."""
+
+Scenario = Literal["agents", "floating-ip", "instance", "names", "neighbours"]
+"""What takes more than one command to find out, and is built into stacklab (stacklab/check/scenarios.py)."""
 
 
 def _absolute(path: str) -> str:
@@ -173,7 +177,7 @@ class Check(Strict):
 
     name: Word
     run: Word | None = None
-    scenario: Name | None = None
+    scenario: Scenario | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -235,6 +239,29 @@ class Service(Root):
 
     def commands(self) -> Iterator[Command]:
         """Every command of the service, in the order of the lifecycle."""
-        yield from self.database.sync if self.database else ()
-        yield from self.initialise
-        yield from self.finalise
+        for command, _ in self.commands_in_place():
+            yield command
+
+    def commands_in_place(self) -> Iterator[tuple[Command, tuple[Step, ...]]]:
+        """Every command, with where it stands: keys and indexes."""
+        lists: tuple[tuple[tuple[Step, ...], tuple[Command, ...]], ...] = (
+            (("database", "sync"), self.database.sync if self.database else ()),
+            (("initialise",), self.initialise),
+            (("finalise",), self.finalise),
+        )
+        for where, commands in lists:
+            for index, command in enumerate(commands):
+                yield command, (*where, index)
+
+    def texts(self) -> Iterator[tuple[str, tuple[Step, ...]]]:
+        """Every text that may hold Jinja expressions, with where it stands."""
+        for command, where in self.commands_in_place():
+            yield command.run, (*where, "run")
+        for index, check in enumerate(self.checks):
+            if check.run is not None:
+                yield check.run, ("checks", index, "run")
+
+
+def identifier(name: str) -> str:
+    """A service's or secret's name as templates write it."""
+    return name.replace("-", "_")

@@ -138,7 +138,11 @@ def test_a_folder_without_a_service_is_told_and_caches_of_python_are_not(tmp_pat
     write_catalog(tmp_path, {"keystone": ""}, "keystone")
     (tmp_path / "services" / "__pycache__").mkdir()
     (tmp_path / "services" / "motd").mkdir()
-    assert problems(tmp_path) == ["services/motd/service.yaml:0:0: cannot be read: No such file or directory"]
+    assert problems(tmp_path) == ["services/motd/service.yaml: is not there"]
+    write(tmp_path / "services" / "motd" / "Service.yml", SERVICE)
+    assert problems(tmp_path) == [
+        "services/motd/service.yaml: is not there; is 'Service.yml' meant to be it?"
+    ]
 
 
 def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
@@ -201,7 +205,7 @@ SERVICE = "version: 1\nname: motd\ntitle: Message of the day\n"
         ("requires: [motd]", "4:12: a service cannot name itself in 'requires'"),
         ("uses: [nova, nova]", "4:14: 'nova' is listed twice"),
         ("checks: [{name: a}]", "4:10: a check has either 'run' or 'scenario'"),
-        ("checks: [{name: a, run: b, scenario: c}]", "4:10: a check has either 'run' or 'scenario'"),
+        ("checks: [{name: a, run: b, scenario: agents}]", "4:10: a check has either 'run' or 'scenario'"),
         (
             "tasks: {after-start: /etc/x.yml}",
             "4:22: tasks.after-start: expected a path below the service's folder",
@@ -223,6 +227,75 @@ def test_what_cannot_be_meant_in_a_service_is_refused(tmp_path: Path, body: str,
     assert found.startswith(f"services/motd/service.yaml:{problem}")
 
 
+def test_what_a_service_names_and_does_not_have_is_told_all_at_once(tmp_path: Path) -> None:
+    write_service(tmp_path, "keystone")
+    text = f"""{SERVICE}requires: [keystone]
+uses: [swift]
+secrets: [database]
+files:
+  special:
+    /etc/motd.conff: {{mode: "0640"}}
+    /etc/motd.conf: {{mode: "0640"}}
+parts: {{controller: {{}}}}
+initialise:
+  - {{name: keys, run: "echo {{{{ contoller }}}}"}}
+  - {{name: keys, run: "echo {{{{ secrets.motd.databse }}}} {{{{ secrets.swift.database }}}}"}}
+  - name: long
+    on: compute
+    run: |
+      echo a
+      echo {{{{ secrets.keyston.admin }}}} {{% if
+      echo b
+checks:
+  - {{name: greets, run: "true {{{{ }}}}"}}
+  - {{name: greets, run: "true {{{{ services.motd }}}} {{{{ maybe | default('') }}}}"}}
+  - {{name: plays, scenario: instanc}}
+"""
+    file = tmp_path / "services" / "motd" / "service.yaml"
+    write(file, text)
+    write(file.parent / "files/etc/motd.conf.j2", "a\n{% include 'openstak.ini.j2' %}\n{{ lb.name }}\n")
+    (found,) = problems(tmp_path)
+    assert found.startswith("services/motd/service.yaml:24:29: checks.2.scenario: expected 'agents', ")
+    assert found.endswith("got 'instanc', did you mean 'instance'?")
+    write(file, text.replace("instanc}", "instance}"))
+    assert problems(tmp_path) == [
+        "services/motd/files/etc/motd.conf.j2:2:1: there is no fragment 'openstak.ini.j2',"
+        " did you mean 'openstack.ini.j2'?",
+        "services/motd/files/etc/motd.conf.j2:3:1: unknown word 'lb', did you mean 'lab'?",
+        "services/motd/service.yaml:9:5: no file of the service becomes /etc/motd.conff,"
+        " did you mean '/etc/motd.conf'?",
+        "services/motd/service.yaml:13:23: unknown word 'contoller', did you mean 'controller'?",
+        "services/motd/service.yaml:14:12: 'keys' is named already at services/motd/service.yaml:13:12",
+        "services/motd/service.yaml:14:23: 'motd' has no secret 'databse', did you mean 'database'?",
+        "services/motd/service.yaml:16:9: nothing of the service runs on the role 'compute':"
+        " add it to 'parts'",
+        "services/motd/service.yaml:20:1: not a Jinja template: expected token 'end of statement block',"
+        " got 'b'",
+        "services/motd/service.yaml:22:25: not a Jinja template: Expected an expression, got 'end of print"
+        " statement'",
+        "services/motd/service.yaml:23:12: 'greets' is named already at services/motd/service.yaml:22:12",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("named", "words", "meant"),
+    [
+        ("mine/services", "holds services itself", "mine"),
+        ("mine/services/motd", "is the folder of one service", "mine"),
+        (".", "holds no services/NAME/service.yaml and no profile", "mine"),
+        ("empty", "holds no services/NAME/service.yaml and no profile", None),
+    ],
+)
+def test_a_search_path_one_folder_off_is_told_with_the_one_that_is_meant(
+    named: str, words: str, meant: str | None, tmp_path: Path
+) -> None:
+    write_service(tmp_path / "mine", "motd")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=words) as raised:
+        Catalog.load([tmp_path / named])
+    assert raised.value.hint.endswith(f": {tmp_path / meant}" if meant else "what it has to hold")
+
+
 def test_a_task_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     service = write(
         tmp_path / "services/motd/service.yaml", f"{SERVICE}tasks: {{after-start: tasks/x.yml}}\n"
@@ -237,6 +310,7 @@ def test_a_task_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_files_belong_to_root_unless_the_service_says_otherwise(tmp_path: Path) -> None:
     body = "files: {group: motd, special: {/etc/motd.sh: {mode: '0755'}}}\n"
     write(tmp_path / "services/motd/service.yaml", SERVICE + body)
+    write(tmp_path / "services/motd/files/etc/motd.sh.j2", "")
     write(tmp_path / "services/plain/service.yaml", SERVICE.replace("motd", "plain"))
     found = Catalog.read([tmp_path])
     assert found.service("plain").files.ownership("/etc/x") == Ownership(
@@ -248,7 +322,10 @@ def test_files_belong_to_root_unless_the_service_says_otherwise(tmp_path: Path) 
 
 
 def test_commands_run_as_root_on_the_controller_unless_they_say_otherwise(tmp_path: Path) -> None:
-    body = "initialise: [{name: a, run: x}]\nfinalise: [{name: b, run: y, as: motd, on: compute}]\n"
+    body = (
+        "parts: {compute: {}}\ninitialise: [{name: a, run: x}]\n"
+        "finalise: [{name: b, run: y, as: motd, on: compute}]\n"
+    )
     write(tmp_path / "services/motd/service.yaml", SERVICE + body)
     commands = [*Catalog.read([tmp_path]).service("motd").commands()]
     assert [(each.name, each.user, each.on) for each in commands] == [

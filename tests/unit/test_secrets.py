@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stacklab.lab.secrets import ensure_secrets, renew_secrets
+from stacklab.lab.secrets import ensure_secrets, masked, renew_secrets
 from stacklab.model.catalog import Catalog
 from stacklab.model.service import Service
 from stacklab.templating import salted_sha256, service_environment
@@ -50,3 +50,8 @@ def test_a_password_is_hashed_as_rabbitmq_checks_it() -> None:
 def test_templates_have_the_filter() -> None:
     text = service_environment().from_string("{{ 's3cret' | salted_sha256 }}").render()
     assert text == salted_sha256("s3cret")
+
+
+def test_a_command_is_shown_without_its_secrets() -> None:
+    known = {"keystone": {"admin": "abc123"}, "nova": {"database": "def456"}}
+    assert masked("login abc123 && login def456 there", known) == "login *** && login *** there"
