@@ -258,7 +258,7 @@ def preflight(home: Home, blueprint: Blueprint, *, online: bool = True) -> HostF
     A lab that stands is only looked at for what it still needs. Raises HostUnfit with all problems at once.
     """
     facts = gather([home.state, home.cache])
-    findings = judge(facts, _needs(home, blueprint))
+    findings = [*judge(facts, _needs(home, blueprint)), nodes_finding(blueprint)]
     if online and blueprint.settings.layer < blueprint.target:
         findings.append(mirror_finding(blueprint.release.distribution, blueprint.release.pockets))
     problems = [finding for finding in findings if finding.state is State.FAILED]
@@ -347,6 +347,20 @@ def needs_of(services: Iterable[Service], *, images: bool) -> Needs:
         state=sum(service.needs.disk for service in wanted),
         cache=IMAGES_DISK if images else 0,
     )
+
+
+def nodes_finding(blueprint: Blueprint) -> Finding:
+    """Whether the nodes of the lab, all together, may take as much memory as its services do.
+
+    What a host has is its own business.
+    """
+    has = sum(node.memory for node in blueprint.nodes)
+    wants = sum(service.needs.memory for service in blueprint.services) + NODE_MEMORY * len(blueprint.nodes)
+    what = f"the nodes of '{blueprint.settings.topology}' may take {_size(has)}, the lab takes {_size(wants)}"
+    if wants <= has or any(node.kind == "host" for node in blueprint.nodes):
+        return Finding("nodes", State.OK, what)
+    advice = "take a topology with more memory by --topology, or leave services out with --without"
+    return Finding("nodes", State.FAILED, what, advice)
 
 
 def _needs(home: Home, blueprint: Blueprint) -> Needs:

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from stacklab.host.checks import Finding, Needs, State, judge, needs_of
+from stacklab.blueprint import UpRequest, resolve
+from stacklab.home import Home
+from stacklab.host.checks import Finding, Needs, State, judge, needs_of, nodes_finding
 from stacklab.host.facts import PROGRAMS, Facts, Space, gather
 from stacklab.lab.cgroups import Hierarchy
+from stacklab.lab.lab import Lab
 from stacklab.model.service import Needs as ServiceNeeds
 from stacklab.model.service import Service
 
@@ -116,3 +119,14 @@ def test_this_machine_can_be_looked_at_in_no_time(tmp_path: Path) -> None:
     assert facts.memory > 0
     assert [space.folder for space in facts.disk] == [tmp_path / "not" / "there", tmp_path]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nodes_that_are_too_small_for_the_chosen_services_are_told_with_figures(tmp_path: Path) -> None:
+    whole = resolve(Lab(Home(tmp_path, tmp_path), "blue"), UpRequest(lab="blue", layer=1))
+    assert nodes_finding(whole).state is State.OK
+    nodes = tuple(replace(node, memory=1024) for node in whole.nodes)
+    small = replace(whole, settings=whole.settings.model_copy(update={"nodes": nodes}))
+    found = nodes_finding(small)
+    assert found.state is State.FAILED
+    assert "may take 1.0 GiB, the lab takes 2." in found.what
+    assert "--without" in found.advice
