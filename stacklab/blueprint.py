@@ -11,7 +11,7 @@ from pathlib import Path
 from stacklab.errors import ModelError, Problem, StepFailed, UsageError
 from stacklab.host.kinds import KINDS, best
 from stacklab.lab.lab import Lab, LabSettings, nodes_of
-from stacklab.model.catalog import Catalog
+from stacklab.model.catalog import Catalog, is_source
 from stacklab.model.release import Release
 from stacklab.model.service import Part, Service
 from stacklab.model.topology import MOST_NODES, Topology
@@ -137,8 +137,10 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     versions = versions_kept(lab)
     if request.locked is not None:
         request, versions = _locked(lab, request, request.locked, standing is not None)
-    path = request.path or (tuple(map(Path, standing.path)) if standing else ())
+    path = request.path or tuple(folder for folder in _remembered(standing) if is_source(folder))
     catalog = Catalog.load(path)
+    if standing is not None:
+        _refuse_lost_services(lab, standing, request, catalog)
     if standing is None:
         profile = catalog.profile(request.profile or DEFAULT_PROFILE)
         topology = _topology(catalog, request)
@@ -160,7 +162,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
         settings = standing.model_copy(
             update={
                 "with_services": _added(standing, request, target),
-                "without_services": _left_out(standing, request),
+                "without_services": _left_out(standing, request, catalog),
                 "path": tuple(str(folder.absolute()) for folder in path),
             }
         )
@@ -215,9 +217,42 @@ def _added(standing: LabSettings, request: UpRequest, target: int) -> dict[str, 
     return {name: layer for name, layer in known.items() if name not in request.without_services}
 
 
-def _left_out(standing: LabSettings, request: UpRequest) -> tuple[str, ...]:
+def _left_out(standing: LabSettings, request: UpRequest, catalog: Catalog) -> tuple[str, ...]:
+    """What is to be in no layer of the lab; nothing needs to be said of what has gone from the catalog."""
     names = (*standing.without_services, *request.without_services)
-    return tuple(dict.fromkeys(name for name in names if name not in request.with_services))
+    gone = set(standing.with_services).difference(catalog.services)
+    return tuple(
+        dict.fromkeys(name for name in names if name not in request.with_services and name not in gone)
+    )
+
+
+def _remembered(standing: LabSettings | None) -> tuple[Path, ...]:
+    """The folders that a lab takes services from."""
+    return tuple(map(Path, standing.path)) if standing else ()
+
+
+def _refuse_lost_services(lab: Lab, standing: LabSettings, request: UpRequest, catalog: Catalog) -> None:
+    """Raises UsageError when what a lab was built with is not there any more."""
+    services = set(standing.with_services).difference(catalog.services, request.without_services)
+    lost = [f"the service '{name}'" for name in sorted(services)]
+    if standing.profile not in catalog.profiles:
+        lost.append(f"the profile '{standing.profile}'")
+    if not lost:
+        return
+    again = f"stacklab up --lab {lab.name}"
+    ways = ["put it back where it was", f"say where it is: {again} --path FOLDER"]
+    if len(lost) == len(services):
+        ways.append(f"go on without it: {again} --without {','.join(sorted(services))}")
+    looked = [
+        f"{folder} is not there, or holds no services any more"
+        for folder in _remembered(standing)
+        if not is_source(folder)
+    ]
+    raise UsageError(
+        f"lab '{lab.name}' was built with {', '.join(lost)}, which cannot be found any more",
+        detail="\n".join(looked),
+        hint="; or ".join(ways),
+    )
 
 
 def _missing_roles(blueprint: Blueprint, catalog: Catalog, lab: Lab, asked: str | None) -> Iterator[Problem]:

@@ -270,3 +270,9 @@ def units_of_steps(file: Path) -> set[str]:
     if not file.exists():
         return set()
     return {unit for step in json.loads(file.read_text()) for unit in step.get("units", ())}
+
+
+def units_of_service(text: str, service: str) -> list[str]:
+    """The units of one service in the text of a file of steps; none where the text is empty."""
+    steps = json.loads(text) if text else []
+    return [unit for step in steps if step["id"].startswith(f"{service}/") for unit in step.get("units", ())]

@@ -112,6 +112,11 @@ def sources(path: Iterable[Path] = ()) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(folder.resolve() for folder in folders))
 
 
+def is_source(folder: Path) -> bool:
+    """Whether a folder is one that a catalog can be read from."""
+    return any(any(folder.glob(pattern)) for pattern in SOURCE) and not (folder / "service.yaml").exists()
+
+
 def _refuse_other_folders(folder: Path, origin: str) -> None:
     """Raises UsageError, with the folder that was meant, for one that is no source."""
     if not folder.is_dir():
@@ -121,7 +126,7 @@ def _refuse_other_folders(folder: Path, origin: str) -> None:
         what, meant = "is the folder of one service", whole.parents[1]
     elif folder.name == "services" and any(folder.glob("*/service.yaml")):
         what, meant = "holds services itself", whole.parent
-    elif any(any(folder.glob(pattern)) for pattern in SOURCE):
+    elif is_source(folder):
         return
     else:
         below = sorted(folder.glob("*/services/*/service.yaml"))

@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from stacklab import errors
-from stacklab.blueprint import UpRequest
+from stacklab.blueprint import UpRequest, resolve
 from stacklab.cli.enter import become
 from stacklab.cli.events import since
 from stacklab.cli.logs import units_of
@@ -28,6 +28,7 @@ from stacklab.home import Home
 from stacklab.lab import Lab, LabSettings
 from stacklab.plan import Plan, PlannedFile, PlannedImage, PlannedLayer
 from stacklab.provide.provider import Node
+from tests.unit.catalogs import write_service
 
 runner = CliRunner()
 VERBS = sorted(str(command.name) for command in app.registered_commands)
@@ -499,6 +500,50 @@ def test_the_logs_of_a_service_are_those_of_its_units(lab: Lab) -> None:
         units_of(lab, "keystoen", "")
     with pytest.raises(errors.UsageError, match="no node 'nope'"):
         units_of(lab, "keystone", "nope")
+
+
+# A lab whose services have gone from where they were
+
+
+@pytest.fixture
+def orphan(lab: Lab, tmp_path: Path) -> Lab:
+    """A lab that was built with the service `motd` of a folder that has been moved."""
+    write_service(tmp_path / "moved", "motd")
+    steps = [
+        {"id": "motd/controller", "units": ["motd", "motd-timer"]},
+        {"id": "nova/controller", "units": ["x"]},
+    ]
+    more = {"with_services": {"motd": 1}, "services": ("motd",), "path": (str(tmp_path / "old"),)}
+    lab.save(lab.settings.model_copy(update=more))
+    lab.run_on = lambda *_: subprocess.CompletedProcess([], 0, json.dumps(steps), "")  # type: ignore[method-assign]
+    return lab
+
+
+@pytest.mark.parametrize("verb", ["up", "plan", "verify"])
+def test_services_that_have_gone_are_told_with_the_ways_to_go_on(
+    verb: str, orphan: Lab, tmp_path: Path
+) -> None:
+    result = runner.invoke(app, [verb, "--lab", "blue"])
+    assert result.exit_code == 2
+    assert "lab 'blue' was built with the service 'motd', which cannot be found" in result.stderr
+    assert f"{tmp_path}/old is not there" in result.stderr
+    assert "stacklab up --lab blue --path FOLDER" in result.stderr
+    assert "stacklab up --lab blue --without motd" in result.stderr
+
+
+def test_each_of_these_ways_leads_on(orphan: Lab, tmp_path: Path) -> None:
+    found = resolve(orphan, UpRequest(lab="blue", path=(tmp_path / "moved",)))
+    assert found.settings.path == (str(tmp_path / "moved"),)
+    assert "motd" in [service.name for service in found.services]
+    without = resolve(orphan, UpRequest(lab="blue", without_services=("motd",)))
+    assert "motd" not in [service.name for service in without.services]
+    assert without.settings.with_services == {}
+    assert without.settings.path == ()
+
+
+def test_status_and_logs_need_no_files_of_services(orphan: Lab) -> None:
+    assert runner.invoke(app, ["status", "--lab", "blue"]).exit_code == 0
+    assert units_of(orphan, "motd", "") == ("controller", ["motd", "motd-timer"])
 
 
 # Tables
