@@ -598,10 +598,14 @@ class Walk:
                     logs = [self.systemd.logs(unit) for unit in broken]
                     raise StepError(_lines(f"systemctl {words[0]}: {error}", *logs)) from None
                 if code:
-                    self._raise_faults(self.systemd.states(step.units))
-                    raise StepError(
-                        _lines(f"systemctl {' '.join(words)}: exit code {code}", tail(path, OUTPUT_LINES))
-                    )
+                    states = self.systemd.states(step.units)
+                    self._raise_faults(states)
+                    # systemd may be at it again already, as when a unit starts while a peer's end removes the
+                    # folder in /run that they share
+                    if not all(state.runs or state.active == "activating" for state in states):
+                        raise StepError(
+                            _lines(f"systemctl {' '.join(words)}: exit code {code}", tail(path, OUTPUT_LINES))
+                        )
         while True:
             states = self.systemd.states(step.units)
             self._raise_faults(states)

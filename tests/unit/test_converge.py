@@ -381,6 +381,24 @@ class TestUnits:
         node.walk(units("one"))
         assert ["reset-failed", "nova-api"] in node.systemd.calls
 
+    def test_a_start_that_systemd_tries_again_by_itself_is_waited_for(self, node: Node) -> None:
+        trying = converge.UnitState("api", "loaded", "enabled", "activating", "auto-restart")
+        calls: list[list[str]] = []
+
+        def call(words: Sequence[str], timeout: float, log: IO[bytes]) -> int:
+            calls.append(list(words))
+            node.systemd.units["api"] = trying
+            threading.Timer(0.2, running).start()
+            return 1
+
+        def running() -> None:
+            node.systemd.units["api"] = replace(trying, active="active", sub="running", restarts=1)
+
+        node.systemd.call = call  # type: ignore[method-assign]
+        results = node.walk({"id": "api/start", "kind": "units", "units": ["api"]})
+        assert results["api/start"]["state"] == "passed", results
+        assert calls == [["start", "api"]]
+
     def test_a_unit_that_does_not_exist_is_told_before_anything_is_started(self, node: Node) -> None:
         node.systemd.units["nova-api"] = converge.UnitState("nova-api", "not-found")
         assert "there is no such unit" in node.walk(units())["nova/units"]["output"]
