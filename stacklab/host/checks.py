@@ -175,7 +175,7 @@ def _libvirt(facts: Facts, needs: Needs) -> Result:
             f"libvirt has no driver for {' and '.join(missing)}",
             f"./bootstrap, or: apt-get install {packages}",
         )
-    return _ok("its lxc and network drivers are installed")
+    return _ok("its lxc, network and qemu drivers are installed")
 
 
 def _memory(facts: Facts, needs: Needs) -> Result:

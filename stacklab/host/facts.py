@@ -27,7 +27,7 @@ PROGRAMS = {
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
 }
-LIBVIRT_DRIVERS = ("lxc", "network")
+LIBVIRT_DRIVERS = ("lxc", "network", "qemu")
 
 # Each line is tried in namespaces of its own, as the labs do it, for only that tells whether this machine and
 # whatever it runs in (a container, a hardened kernel) allow it. Output: the words of those that work.

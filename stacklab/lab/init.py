@@ -1,8 +1,9 @@
 """The first process of a lab's namespaces: it mounts what the lab sees, runs libvirtd, and ends with the lab.
 
-Run as `python3 -I init.py FOLDER READY_FD` in new mount, PID, network, IPC, UTS and cgroup namespaces. Being
-process 1 of the PID namespace, its end is the end of every process of the lab: the kernel sees to it. It
-imports nothing of stacklab, so that a lab that runs is independent of the program's files.
+Run as `python3 -I init.py FOLDER READY_FD WATCH...` in new mount, PID, network, IPC, UTS and cgroup
+namespaces. Being process 1 of the PID namespace, its end is the end of every process of the lab: the kernel
+sees to it. It imports nothing of stacklab, so that a lab that runs is independent of the program's files:
+WATCH, the command that writes down what happens to the nodes, may fail.
 """
 
 import os
@@ -75,25 +76,37 @@ def mount_cgroup_v2() -> None:
     (top / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in available))
 
 
-def supervise(log: Path) -> None:
-    """Run libvirtd, start it again when it dies (nodes outlive it), reap whatever else ends.
+class Service:
+    """A program that is started again when it ends, not sooner than a second after its start."""
+
+    def __init__(self, argv: list[str], log: Path) -> None:
+        self.argv = argv
+        self.log = log
+        self.start()
+
+    def start(self) -> None:
+        """Start the program; its words go to the log."""
+        self.started = time.monotonic()
+        with self.log.open("ab") as output:
+            self.pid = subprocess.Popen(self.argv, stdout=output, stderr=output).pid
+
+
+def supervise(*services: Service) -> None:
+    """Start services again when they end (nodes outlive libvirtd), and reap whatever else ends.
 
     Never returns.
     """
     while True:
-        started = time.monotonic()
-        with log.open("ab") as output:
-            libvirtd = subprocess.Popen(["/usr/sbin/libvirtd"], stdout=output, stderr=output)
-        while True:
-            pid, _ = os.wait()
-            if pid == libvirtd.pid:
-                break
-        time.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started)))
+        pid, _ = os.wait()
+        for service in services:
+            if service.pid == pid:
+                time.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - service.started)))
+                service.start()
 
 
 def main() -> None:
     """Build the lab's view of the machine, tell the starter so, and stay."""
-    folder, ready = Path(sys.argv[1]), int(sys.argv[2])
+    folder, ready, watch = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -105,7 +118,8 @@ def main() -> None:
         sys.exit(1)
     os.write(ready, b"ready")
     os.close(ready)
-    supervise(folder / "libvirt" / "log" / "libvirtd.log")
+    logs = folder / "libvirt" / "log"
+    supervise(Service(["/usr/sbin/libvirtd"], logs / "libvirtd.log"), Service(watch, logs / "watch.log"))
 
 
 if __name__ == "__main__":

@@ -209,6 +209,10 @@ class Namespace:
         for file, text in LIBVIRT_CONFIG.items():
             (self.folder / "libvirt" / "etc" / file).write_text(text)
 
+    def _watch(self) -> list[str]:
+        """The command that records what happens to the nodes."""
+        return [sys.executable, "-m", "stacklab.watch", str(self.folder), self.name]
+
     def _become_init(self, ready: int) -> None:
         """In the forked child: leave everything of the caller behind and become the lab's first process."""
         try:
@@ -230,7 +234,7 @@ class Namespace:
             interpreter = os.path.realpath(sys.executable)
             os.execve(
                 interpreter,
-                [interpreter, "-I", script, str(self.folder), str(ready)],
+                [interpreter, "-I", script, str(self.folder), str(ready), *self._watch()],
                 {"PATH": os.defpath + ":/usr/sbin:/sbin"},
             )
         except BaseException as error:
