@@ -19,8 +19,11 @@ from stacklab.versions import keep_versions, versions_kept
 CHECKPOINT = "checkpoint"
 
 
-def save(lab: Lab, name: str, listener: Listener) -> Image:
-    """Keep the lab as it is now; it runs on. Raises UsageError for a name that is taken or cannot be one."""
+def save(lab: Lab, name: str, listener: Listener, *, memory: bool = False) -> Image:
+    """Keep the lab as it is now; it runs on. memory: with what its nodes have in memory.
+
+    Raises UsageError for a name that is taken or cannot be one.
+    """
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' cannot be the name of a checkpoint: {NAME_WORDS}")
     store = store_of(lab.home)
@@ -32,7 +35,7 @@ def save(lab: Lab, name: str, listener: Listener) -> Image:
                 f"lab '{lab.name}' has a checkpoint '{name}' already",
                 hint=f"stacklab checkpoint rm {name} --lab {lab.name}",
             )
-        return _freeze(lab, store, name)
+        return _freeze(lab, store, name, memory=memory)
 
 
 def restore_checkpoint(lab: Lab, name: str, listener: Listener) -> None:
@@ -68,10 +71,18 @@ def find(lab: Lab, store: Store, name: str) -> Image:
     return known[name]
 
 
-def clone(source: Lab, names: Sequence[str], listener: Listener, *, new_secrets: bool = False) -> list[Lab]:
+def clone(
+    source: Lab,
+    names: Sequence[str],
+    listener: Listener,
+    *,
+    new_secrets: bool = False,
+    memory: bool = False,
+) -> list[Lab]:
     """Make labs that are copies of one, side by side with it; each shares all that it does not change.
 
-    new_secrets: give each passwords of its own, which brings all its services up anew.
+    new_secrets: give each passwords of its own, which brings all its services up anew. memory: they go on
+    where the source is, instead of booting.
     Raises UsageError before anything is made when a name is taken.
     """
     store = store_of(source.home)
@@ -85,7 +96,7 @@ def clone(source: Lab, names: Sequence[str], listener: Listener, *, new_secrets:
         with source.locked():
             source.journal.subscribe(listener)
             finish_thaw(source, store)
-            image = _freeze(source, store, "")
+            image = _freeze(source, store, "", memory=memory)
             settings = source.settings
         for lab in labs:
             with lab.locked():
@@ -114,7 +125,7 @@ def _bring_up(lab: Lab, listener: Listener) -> None:
     up(lab.home, UpRequest(lab=lab.name, offline=True), listener)
 
 
-def _freeze(lab: Lab, store: Store, name: str) -> Image:
+def _freeze(lab: Lab, store: Store, name: str, *, memory: bool = False) -> Image:
     inputs = {"lab": lab.name, "name": name, "time": time.time(), "made_of": _made_of(lab, store)}
     title = f"{lab.name}: {name}" if name else f"{lab.name}, cloned"
-    return freeze(lab, store, CHECKPOINT, inputs, title=title)
+    return freeze(lab, store, CHECKPOINT, inputs, title=title, memory=memory)

@@ -5,14 +5,16 @@ what a power cut at that moment would have left, and every service comes up from
 an empty disk on top of the image. A thaw that is cut off is done again by whatever is done next with the lab.
 """
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from stacklab.errors import StepFailed
+from stacklab.files import remove_tree
 from stacklab.images.digest import damage
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_PASSED
@@ -24,10 +26,15 @@ STATE = ("layer", "services")
 CHOICES = ("with_services", "without_services", "path")
 SECRETS = "secrets.yaml"
 SETTINGS = "lab.yaml"
+SSH = "ssh"
 
 
-def freeze(lab: Lab, store: Store, kind: str, inputs: Mapping[str, Any], title: str = "") -> Image:
+def freeze(
+    lab: Lab, store: Store, kind: str, inputs: Mapping[str, Any], title: str = "", *, memory: bool = False
+) -> Image:
     """The image of the lab as it is now, which is paused while it is copied (a second or so).
+
+    memory: keep the memory of its nodes, too, which takes some seconds more.
 
     Raises StepFailed when the copy fails, a full disk for one; no image is left then, and the lab is
     unharmed.
@@ -39,15 +46,27 @@ def freeze(lab: Lab, store: Store, kind: str, inputs: Mapping[str, Any], title: 
         (folder / "nodes").mkdir()
         for node in nodes:
             lab.provider.flush(node)
-        with lab.namespace.paused():
+        with _asleep(lab) if memory else lab.namespace.paused():
             for node in nodes:
                 lab.provider.freeze(node, folder / "nodes" / node.name)
             for name in (SECRETS, SETTINGS):
                 shutil.copy2(lab.folder / name, folder / "lab" / name)
+        if memory:
+            shutil.copytree(lab.folder / SSH, folder / "lab" / SSH)
 
     stands_on = dict.fromkeys(store.name_of(tree) for node in nodes for tree in lab.provider.image(node))
     with lab.journal.step("freeze", lab.name, image=kind):
         return store.add(kind, inputs, build, stands_on=list(stands_on), title=title)
+
+
+@contextlib.contextmanager
+def _asleep(lab: Lab) -> Iterator[None]:
+    """Meanwhile the nodes are off and their memory is on the disk; they go on from there afterwards."""
+    lab.provider.hibernate(lab.settings.nodes)
+    try:
+        yield
+    finally:
+        lab.start()
 
 
 def thaw(lab: Lab, store: Store, image: Image) -> None:
@@ -73,6 +92,9 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
         lab.namespace.stop()
         lab.journal.forget("layer-")
         shutil.copy2(image.folder / "lab" / SECRETS, lab.folder / SECRETS)
+        if (image.folder / "lab" / SSH).is_dir():  # nodes that go on from their memory keep their keys
+            remove_tree(lab.folder / SSH)
+            shutil.copytree(image.folder / "lab" / SSH, lab.folder / SSH)
         ensure_keys(lab, settings.nodes)
         lab.namespace.start()
         for node in settings.nodes:

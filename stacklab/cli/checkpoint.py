@@ -12,6 +12,7 @@ from stacklab.home import Home
 
 EXAMPLES = examples(
     "stacklab checkpoint save before-lunch",
+    "stacklab checkpoint save in-the-middle --memory",
     "stacklab checkpoint restore before-lunch",
     "stacklab checkpoint ls",
     "stacklab checkpoint rm before-lunch",
@@ -23,7 +24,13 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of the check
 
 @app.command("save")
 def save(
-    name: Name, lab: LabOption = "default", output: OutputOption = Output.TABLE, verbose: Verbose = False
+    name: Name,
+    lab: LabOption = "default",
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Keep what the nodes have in memory, too (node kind vm).")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+    verbose: Verbose = False,
 ) -> None:
     """Keep the lab as it is now; it runs on."""
     from stacklab import checkpoint
@@ -31,7 +38,7 @@ def save(
 
     home = Home.from_environment()
     with progress(home, output, verbose=verbose) as screen:
-        checkpoint.save(Lab.open(home, lab), name, screen)
+        checkpoint.save(Lab.open(home, lab), name, screen, memory=memory)
     if output is Output.TABLE:
         typer.echo(
             f"Lab {lab} is kept as {name}. `stacklab checkpoint restore {name} --lab {lab}` brings it back."

@@ -26,6 +26,9 @@ def clone(
     new_secrets: Annotated[
         bool, typer.Option("--new-secrets", help="Give each passwords of its own.")
     ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Go on where SRC is instead of booting (node kind vm).")
+    ] = False,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
 ) -> None:
@@ -40,6 +43,6 @@ def clone(
     home = Home.from_environment()
     names = [f"{destination}-{number}" for number in range(1, count + 1)] if count else [destination]
     with progress(home, output, verbose=verbose) as screen:
-        copy(Lab.open(home, source), names, screen, new_secrets=new_secrets)
+        copy(Lab.open(home, source), names, screen, new_secrets=new_secrets, memory=memory)
     if output is Output.TABLE:
         typer.echo(f"Made of lab {source}: {', '.join(names)}. `stacklab shell --lab {names[0]}` enters it.")

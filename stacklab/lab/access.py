@@ -88,6 +88,13 @@ def wait_for_ssh(lab: "Lab", node: Node) -> None:
             time.sleep(0.05)
 
 
+def set_clock(lab: "Lab", node: Node) -> None:
+    """Tell a node that has slept what time it is. Raises StepFailed when it does not take it."""
+    done = lab.run_on(node.name, ["date", "--utc", "--set", f"@{time.time():.3f}"])
+    if done.returncode != 0:
+        raise StepFailed(f"the clock of node '{node.name}' cannot be set", detail=done.stderr)
+
+
 def _greets(address: str) -> bool:
     try:
         with socket.create_connection((address, 22), timeout=1.0) as connection:

@@ -176,7 +176,7 @@ class Lab:
 
         Returns whether a node was started.
         """
-        from stacklab.lab.access import wait_for_ssh
+        from stacklab.lab.access import set_clock, wait_for_ssh
 
         if self.namespace.pid() is None:
             with self.journal.step("namespaces", self.name):
@@ -188,8 +188,10 @@ class Lab:
         def boot(node: Node) -> None:
             with self.journal.step("node", node.name):
                 with one_by_one:
-                    self.provider.start(node)
+                    resumed = self.provider.start(node)
                 wait_for_ssh(self, node)
+                if resumed:
+                    set_clock(self, node)
             self.journal.record("stacklab.node.started", node.name)
 
         _at_once(boot, stopped)

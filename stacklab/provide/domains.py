@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import libvirt
 
@@ -26,20 +27,24 @@ class Domains:
         self._driver = driver
         self._templates = stacklab_environment()
 
-    def start(self, template: str, **values: object) -> None:
-        """Start the domain that a template of templates/libvirt describes, and the networks that it is on.
+    def describe(self, template: str, **values: object) -> str:
+        """The description of a domain, from a template of templates/libvirt."""
+        return self._templates.get_template(f"libvirt/{template}").render(**values)
+
+    def start(self, xml: str) -> None:
+        """Start the domain that is described, and the networks that it is on.
 
         Raises StepFailed with libvirt's own words and the end of its newest log.
         """
-        xml = self._templates.get_template(f"libvirt/{template}").render(**values)
         with self.connection() as connection:
-            self.start_networks(connection)
+            self._start_networks(connection)
             connection.createXML(xml, 0)
 
-    def start_networks(self, connection: libvirt.virConnect) -> None:
-        """Start the lab's networks, unless they are up."""
-        for name, network in NETWORKS.items():
-            self._start_network(connection, name, network)
+    def restore(self, xml: str, memory: Path) -> None:
+        """Let a domain go on whose memory was saved, as it is described now. Raises as `start`."""
+        with self.connection() as connection:
+            self._start_networks(connection)
+            connection.restoreFlags(str(memory), xml, libvirt.VIR_DOMAIN_SAVE_RUNNING)
 
     def destroy(self, node: Node) -> None:
         """End the node's domain by force, if there is one."""
@@ -57,6 +62,10 @@ class Domains:
         finally:
             with contextlib.suppress(libvirt.libvirtError):  # libvirtd has ended, and the connection with it
                 connection.close()
+
+    def _start_networks(self, connection: libvirt.virConnect) -> None:
+        for name, network in NETWORKS.items():
+            self._start_network(connection, name, network)
 
     def _start_network(self, connection: libvirt.virConnect, name: str, network: LabNetwork) -> None:
         with absent(libvirt.VIR_ERR_NO_NETWORK):

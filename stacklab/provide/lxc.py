@@ -10,6 +10,7 @@ from pathlib import Path
 
 import libvirt
 
+from stacklab.errors import UsageError
 from stacklab.files import remove_tree
 from stacklab.home import data_dir
 from stacklab.images.packages import Installation
@@ -56,15 +57,15 @@ class LxcProvider:
         )
         (disk / CREATED).touch()
 
-    def start(self, node: Node) -> None:
-        """Start the container.
+    def start(self, node: Node) -> bool:
+        """Start the container. Its memory is never kept.
 
         Raises StepFailed with libvirt's own words and the end of the container's log.
         """
         if self.state(node) is NodeState.RUNNING:
-            return
+            return False
         self._mount(node)
-        self._domains.start(
+        xml = self._domains.describe(
             "lxc.xml.j2",
             node=node,
             root=self._disk(node) / "root",
@@ -72,6 +73,8 @@ class LxcProvider:
             cgroup_v1=not is_unified(hierarchies()),
             devices=[device for device in DEVICES if Path(device).exists()],
         )
+        self._domains.start(xml)
+        return False
 
     def stop(self, node: Node) -> None:
         """Power the container off from inside; end it by force after 60 s."""
@@ -109,6 +112,10 @@ class LxcProvider:
 
     def flush(self, node: Node) -> None:
         """Nothing is to be done: what a container writes is in the kernel that copies it."""
+
+    def hibernate(self, nodes: Sequence[Node]) -> None:
+        """Containers are processes of the machine: their memory is not one thing that could be kept."""
+        raise UsageError("nodes of kind lxc cannot keep their memory; nodes of kind vm can")
 
     def freeze(self, node: Node, folder: Path) -> None:
         """Copy the upper directory of the node's overlay, with everything that overlay keeps in it.

@@ -59,8 +59,11 @@ class Provider(Protocol):
         image: the folders that images have for the node (`Image.tree_of`), top first.
         """
 
-    def start(self, node: Node) -> None:
-        """Start the node and return when its processes run; SSH may need a moment more."""
+    def start(self, node: Node) -> bool:
+        """Start the node and return when its processes run; SSH may need a moment more.
+
+        Returns whether it goes on where it was when its memory was kept, by the clock of then.
+        """
 
     def stop(self, node: Node) -> None:
         """Shut the node down in order; by force when it takes longer than 60 s."""
@@ -76,6 +79,12 @@ class Provider(Protocol):
 
     def flush(self, node: Node) -> None:
         """Have what the node's programs have written reach its disk, before the lab is held for `freeze`."""
+
+    def hibernate(self, nodes: Sequence[Node]) -> None:
+        """Keep the memory of nodes that run, all as of one moment; they are off afterwards.
+
+        `freeze` copies it, and `start` goes on from it. Raises UsageError where nodes of this kind cannot.
+        """
 
     def freeze(self, node: Node, folder: Path) -> None:
         """Copy what the node has written over its image into `folder`, which is not there yet.

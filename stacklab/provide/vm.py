@@ -12,7 +12,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stacklab.errors import StepFailed
+import libvirt
+
+from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.host import kinds, kvm
@@ -26,6 +28,7 @@ from stacklab.provide.domains import ENDED, Domains, absent
 from stacklab.provide.provider import Node, NodeFile, NodeState
 
 CREATED = "created"
+MEMORY = "memory"  # there while the node is off and is to go on from it
 IMAGE = "lower"
 SHUTDOWN_SECONDS = 60.0
 
@@ -59,17 +62,20 @@ class VmProvider:
         # The kernel unpacks one archive after the other. It holds the node's keys: only root may read it.
         identity = cpio_of("identity.tar", archive_of(files))
         write_atomically(disk / INITRD, (image[-1] / INITRD).read_bytes() + identity, mode=0o600)
+        if (image[0] / MEMORY).exists():
+            (disk / MEMORY).symlink_to(image[0] / MEMORY)
         (disk / CREATED).touch()
 
-    def start(self, node: Node) -> None:
-        """Start the virtual machine.
+    def start(self, node: Node) -> bool:
+        """Start the virtual machine, or let it go on where it was when its memory was kept.
 
-        Raises StepFailed with libvirt's own words and the end of QEMU's log.
+        Raises StepFailed with libvirt's own words and the end of QEMU's log. A memory that cannot be taken up
+        is given up: the next start boots the node.
         """
         if self.state(node) is NodeState.RUNNING:
-            return
+            return False
         disk = self._disk(node)
-        self._domains.start(
+        xml = self._domains.describe(
             "vm.xml.j2",
             node=node,
             uuid=uuid.uuid5(uuid.NAMESPACE_DNS, f"{node.name}.stacklab"),
@@ -81,6 +87,15 @@ class VmProvider:
             address=f"{node.address}/{MANAGEMENT.prefix}",
             number=int(node.address.rpartition(".")[2]),
         )
+        memory = disk / MEMORY
+        if not memory.exists():
+            self._domains.start(xml)
+            return False
+        try:
+            self._domains.restore(xml, memory)
+        finally:
+            memory.unlink()
+        return True
 
     def stop(self, node: Node) -> None:
         """Press the power button; end the machine by force after 60 s, or more where it is emulated."""
@@ -122,9 +137,26 @@ class VmProvider:
             if done.returncode != 0:
                 raise StepFailed(f"node '{node.name}' does not write its disk", detail=done.stderr)
 
+    def hibernate(self, nodes: Sequence[Node]) -> None:
+        """Stop all processors first, then write one memory after the other."""
+        for node in nodes:
+            if self.state(node) is not NodeState.RUNNING:
+                raise UsageError(f"node '{node.name}' is off and has no memory to keep")
+        with self._domains.connection() as connection:
+            domains = [connection.lookupByName(node.name) for node in nodes]
+            for domain in domains:
+                domain.suspend()
+            for node, domain in zip(nodes, domains, strict=True):
+                memory = self._disk(node) / MEMORY
+                pending = memory.with_name(f".{MEMORY}")
+                domain.saveFlags(str(pending), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+                pending.rename(memory)
+
     def freeze(self, node: Node, folder: Path) -> None:
         """Copy the node's disk; in the store it names the image below it by its place beside it."""
         folder.mkdir()
+        if (self._disk(node) / MEMORY).exists():
+            copy_disk(self._disk(node) / MEMORY, folder / MEMORY, node)
         copy_disk(self._disk(node) / DISK, folder / DISK, node)
         below = os.path.relpath(self.image(node)[0] / DISK, folder)
         _qemu_img("rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below, folder / DISK)
