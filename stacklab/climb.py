@@ -34,7 +34,7 @@ from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import ensure_secrets
 from stacklab.model.release import Release
 from stacklab.provide.provider import NodeState
-from stacklab.recipe import LAYER, deepest, first_packages, recipe
+from stacklab.recipe import LAYER, deepest, first_packages, recipe, title_of
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
 from stacklab.restore import await_cloud, finish_thaw, images_at_hand, restore, store_of
 from stacklab.run import run_playbook
@@ -292,8 +292,7 @@ class _Climb:
         """Keep the layer as an image, unless there is one made of the same."""
         wanted = recipe(self.blueprint, layer, self.host, images_at_hand(self.store, self.blueprint))
         if self.store.find(LAYER, wanted) is None:
-            profile = self.blueprint.settings.profile
-            freeze(self.lab, self.store, LAYER, wanted, title=f"layer {layer} of {profile}")
+            freeze(self.lab, self.store, LAYER, wanted, title=title_of(self.blueprint, layer))
 
     def _stop_gone_units(self, rendered: Rendered, before: Path) -> None:
         """Stop the units of services that the lab had when `before` was rendered, and has no more."""

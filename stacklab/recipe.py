@@ -47,6 +47,17 @@ def recipe(blueprint: Blueprint, layer: int, host: HostFacts, images: Mapping[st
     }
 
 
+def title_of(blueprint: Blueprint, layer: int) -> str:
+    """What a person knows the image of a layer by; another one for each choice of services and nodes."""
+    settings = blueprint.settings
+    added = [name for name, number in settings.with_services.items() if number <= layer]
+    words = [f"layer {layer} of {settings.profile}"]
+    words += [f"with {', '.join(added)}"] if added else []
+    words += [f"without {', '.join(settings.without_services)}"] if settings.without_services else []
+    words += [f"on {len(settings.nodes)} nodes"] if len(settings.nodes) > 1 else []
+    return " ".join(words)
+
+
 def first_packages(blueprint: Blueprint) -> list[str]:
     """The packages of the image that new nodes start from: those of layer 1, on whichever node."""
     first = blueprint.up_to(1)

@@ -33,7 +33,7 @@ POLL_SECONDS = 0.2
 
 def store_of(home: Home) -> Store:
     """The images of this machine."""
-    return Store(home.cache / "images")
+    return Store(home.cache / "images", home.state)
 
 
 def images_at_hand(store: Store, blueprint: Blueprint) -> dict[str, Path]:

@@ -127,7 +127,7 @@ app.command("verify", epilog=verify.EXAMPLES, rich_help_panel=_BUILD)(verify.ver
 app.command("tempest", epilog=tempest.EXAMPLES, rich_help_panel=_USE)(tempest.tempest)
 app.command("exec", epilog=exec_.EXAMPLES, rich_help_panel=_USE, context_settings=_PASS_ON)(exec_.exec_)
 app.command("shell", epilog=shell.EXAMPLES, rich_help_panel=_USE)(shell.shell)
-app.command("ssh", epilog=ssh.EXAMPLES, rich_help_panel=_USE)(ssh.ssh)
+app.command("ssh", epilog=ssh.EXAMPLES, rich_help_panel=_USE, context_settings=_PASS_ON)(ssh.ssh)
 app.command("status", epilog=status.EXAMPLES, rich_help_panel=_LOOK)(status.status)
 app.command("list", epilog=list_.EXAMPLES, rich_help_panel=_LOOK)(list_.list_)
 app.command("logs", epilog=logs.EXAMPLES, rich_help_panel=_LOOK)(logs.logs)

@@ -7,12 +7,13 @@ import typer
 
 from stacklab.cli.enter import become
 from stacklab.cli.options import LabOption, Verbose, examples
+from stacklab.errors import UsageError
 from stacklab.home import Home
 
 EXAMPLES = examples(
     "stacklab ssh controller",
-    "stacklab ssh controller -- systemctl --failed",
-    "stacklab ssh controller -- sh -c 'ls /etc/nova | wc -l'",
+    "stacklab ssh controller systemctl --failed",
+    "stacklab ssh --lab blue controller sh -c 'ls /etc/nova | wc -l'",
 )
 
 
@@ -24,10 +25,17 @@ def ssh(
     lab: LabOption = "default",
     verbose: Verbose = False,
 ) -> None:
-    """Log in to a node of the lab as root, or run a command on it.
+    """Log in to a node of the lab as root, or run a command on it: everything after NODE.
 
     The exit code is passed on.
     """
     from stacklab.lab import Lab
 
-    become(Lab.open(Home.from_environment(), lab).ssh_command(node, command or []), os.environ)
+    words = command or []
+    if words[:1] == ["--"]:
+        words = words[1:]
+    elif words and words[0].startswith("-"):
+        raise UsageError(
+            f"what follows NODE is a command, not '{words[0]}'", hint=f"put {words[0]} before {node}"
+        )
+    become(Lab.open(Home.from_environment(), lab).ssh_command(node, words), os.environ)

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from stacklab.files import boot_id, remove_tree, write_atomically
 from stacklab.images.digest import SEALED, seal_in_background
 
 _BUILDING = ".building-"
+_STATES = ".states"
 
 
 def key_of(inputs: Mapping[str, Any]) -> str:
@@ -75,14 +76,39 @@ class Image:
 
 
 class Store:
-    """The images below `folder`."""
+    """The images below `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    state: the folder of the labs that may stand on them; other commands may use others, of which the store
+    keeps a record.
+    """
+
+    def __init__(self, folder: Path, state: Path | None = None) -> None:
         self.folder = folder
+        self._state = state
 
-    def kept(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def kept(self) -> Iterator[None]:
         """Meanwhile nobody removes an image: for whoever is about to stand on one."""
-        return lock.hold(self.folder / ".use.lock", "the store of images", wait=True, shared=True)
+        with lock.hold(self.folder / ".use.lock", "the store of images", wait=True, shared=True):
+            if self._state is not None:
+                record = self._record_of(self._state)
+                if not record.exists():
+                    write_atomically(record, str(self._state))
+            yield
+
+    def states(self) -> list[Path]:
+        """The folders of labs that may stand on these images: its own, and each that ever used the store."""
+        known = {Path(record.read_text()) for record in (self.folder / _STATES).glob("*.path")}
+        return sorted(known | ({self._state} if self._state is not None else set()))
+
+    def forget_states(self) -> None:
+        """Forget the folders of labs that are gone."""
+        for state in self.states():
+            if not state.exists():
+                self._record_of(state).unlink(missing_ok=True)
+
+    def _record_of(self, state: Path) -> Path:
+        return self.folder / _STATES / f"{hashlib.sha256(str(state).encode()).hexdigest()[:16]}.path"
 
     def cleared(self) -> AbstractContextManager[None]:
         """Meanwhile nobody builds an image or stands on one.

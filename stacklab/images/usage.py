@@ -12,14 +12,16 @@ from stacklab.provide.provider import NodeState
 
 
 def users(home: Home, store: Store) -> Mapping[str, list[str]]:
-    """By the name of an image, what stands on it, in words: labs and images."""
+    """By the name of an image, what stands on it, in words: labs, of other state folders, too, and images."""
     found: dict[str, list[str]] = {image.name: [] for image in store.all()}
     for image in store.all():
         for below in image.stands_on:
             found.setdefault(below, []).append(f"image {image.name}")
-    for lab in Lab.all(home):
-        for name in sorted(images_of(lab, store)):
-            found.setdefault(name, []).append(f"lab {lab.name}")
+    for state in sorted({home.state, *store.states()}):
+        where = "" if state == home.state else f" in {state}"
+        for lab in Lab.all(Home(state, home.cache)):
+            for name in sorted(images_of(lab, store)):
+                found.setdefault(name, []).append(f"lab {lab.name}{where}")
     return found
 
 
@@ -57,6 +59,7 @@ def prune(home: Home, store: Store, *, everything: bool = False) -> list[str]:
     """
     gone = []
     with store.cleared():
+        store.forget_states()
         needed = users(home, store)
         for folder in list(store.leftovers()):
             if not needed.get(folder.name):

@@ -475,6 +475,17 @@ def test_becoming_a_command_passes_its_exit_code_and_signals_on() -> None:
     assert run(start.format(["sh", "-c", "kill -TERM $$"])).returncode == -signal.SIGTERM
 
 
+def test_everything_behind_the_node_is_the_command(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "ssh_command", lambda _, node, words: [sys.executable, "-c", f"print({words})"])
+    monkeypatch.setattr("stacklab.cli.ssh.become", lambda argv, _: typer.echo(argv[-1]))
+    for typed in ("controller ls -l --all", "controller -- ls -l --all"):
+        result = runner.invoke(app, ["ssh", "--lab", "blue", *typed.split()])
+        assert result.stdout == "print(['ls', '-l', '--all'])\n"
+    late = runner.invoke(app, ["ssh", "controller", "--lab", "blue"], env={"STACKLAB_LAB": "blue"})
+    assert late.exit_code == 2
+    assert "put --lab before controller" in late.stderr
+
+
 def test_a_program_that_is_not_there_is_named() -> None:
     with pytest.raises(errors.UsageError, match="no program 'no-such-program'"):
         become(["no-such-program"], {"PATH": "/usr/bin"})

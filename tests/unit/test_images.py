@@ -271,6 +271,25 @@ class TestUsage:
         assert len(usage.prune(home, store, everything=True)) == 1
         assert {image.name for image in store.all()} == {base.name, stood_on.name, coming.name}
 
+    def test_labs_of_other_state_folders_are_known_until_they_have_gone(
+        self, store: Store, home: Home, tmp_path: Path
+    ) -> None:
+        base, packages, layer = chain(store)
+        other = Home(tmp_path / "other" / "state", home.cache)
+        with Store(store.folder, other.state).kept():
+            lab = a_lab(other, "blue", packages)
+        assert usage.users(home, store)[packages.name] == [
+            f"image {layer.name}",
+            f"lab blue in {other.state}",
+        ]
+        with pytest.raises(UsageError, match="is needed"):
+            usage.remove_unused(home, store, packages)
+        assert usage.prune(home, store, everything=True) == [layer.name]
+        with lab.locked():
+            lab.destroy()
+        assert set(usage.prune(home, store, everything=True)) == {packages.name, base.name}
+        assert store.states() == []
+
     def test_prune_keeps_the_newest_of_each_title_and_named_checkpoints(
         self, store: Store, home: Home
     ) -> None:

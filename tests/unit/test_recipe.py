@@ -12,7 +12,7 @@ from stacklab.home import Home
 from stacklab.images import store as store_module
 from stacklab.images.store import Store, key_of
 from stacklab.lab.lab import Lab
-from stacklab.recipe import LAYER, changes, deepest, recipe
+from stacklab.recipe import LAYER, changes, deepest, recipe, title_of
 from stacklab.render import HostFacts
 from tests.unit.catalogs import write, write_profile
 
@@ -115,6 +115,15 @@ def test_stacklabs_own_lifecycle_matters(
     before = recipe(blueprint(catalog), 1, HOST, {})
     monkeypatch.setattr(recipe_module, "LIFECYCLE", ("playbooks",))
     assert list(changes(before, recipe(blueprint(catalog), 1, HOST, {}))) == ["lifecycle changed"]
+
+
+def test_titles_tell_labs_of_other_services_apart(catalog: Path) -> None:
+    plain = blueprint(catalog)
+    assert title_of(plain, 1) == "layer 1 of two"
+    more = {"with_services": {"hello": 1, "motd": 2}, "without_services": ("swift",)}
+    other = replace(plain, settings=plain.settings.model_copy(update=more))
+    assert title_of(other, 1) == "layer 1 of two with hello without swift"
+    assert title_of(other, 2) == "layer 2 of two with hello, motd without swift"
 
 
 def test_changes_are_told_in_words() -> None:
