@@ -1,0 +1,64 @@
+"""What is asked for against a lab that stands: services that come and go, and the layers they keep."""
+
+from pathlib import Path
+
+import pytest
+
+from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.cli.request import service_names
+from stacklab.home import Home
+from stacklab.lab.lab import Lab, LabSettings
+from stacklab.model.catalog import Catalog
+
+PLANNED = Catalog.load().profile("openstack").layers[1].planned
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """A lab on layer 1, to which Barbican was added there."""
+    lab = Lab(Home(tmp_path / "state", tmp_path / "cache"), "blue")
+    fresh = resolve(lab, UpRequest(lab="blue", layer=1, with_services=("barbican",)))
+    lab.save(fresh.settings.model_copy(update={"layer": 1}))
+    return lab
+
+
+def names(blueprint: Blueprint) -> list[set[str]]:
+    return [{service.name for service in cut} for cut in blueprint.cuts]
+
+
+def up(lab: Lab, layer: int | None = None, *, with_: str = "", without: str = "") -> Blueprint:
+    request = UpRequest(
+        lab="blue",
+        layer=layer,
+        with_services=service_names([with_]),
+        without_services=service_names([without, *PLANNED]),
+    )
+    blueprint = resolve(lab, request)
+    lab.save(blueprint.settings)
+    return blueprint
+
+
+def test_what_was_added_to_a_layer_stays_in_it(lab: Lab) -> None:
+    climbed = up(lab, 2, with_="glance-on-swift")
+    assert lab.settings.with_services == {"glance-on-swift": 2, "barbican": 1}
+    assert "barbican" in names(climbed)[0]
+    assert {"glance-on-swift", "swift"} <= names(climbed)[1]
+    assert names(up(lab, with_="barbican"))[0] == names(climbed)[0]
+
+
+def test_a_service_that_was_left_out_comes_by_with_and_goes_by_without(lab: Lab) -> None:
+    assert not {"swift", "designate"} & names(up(lab, 2, without="swift, designate"))[1]
+    assert "swift" in names(up(lab, 2, with_="swift"))[1]
+    assert set(lab.settings.without_services) == {*PLANNED, "designate"}
+    gone = up(lab, 2, without="barbican")
+    assert "barbican" not in names(gone)[0] | names(gone)[1]
+
+
+def test_settings_from_before_layers_were_kept_can_be_read() -> None:
+    words = {"profile": "p", "release": "r", "topology": "t", "node_kind": "lxc", "with_services": ["hello"]}
+    assert LabSettings.model_validate(words).with_services == {"hello": 1}
+
+
+def test_names_may_stand_behind_commas() -> None:
+    assert service_names(["swift,barbican", "swift", " designate , "]) == ("swift", "barbican", "designate")
+    assert service_names(None) == ()
