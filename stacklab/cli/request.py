@@ -66,3 +66,25 @@ def service_names(options: list[str] | None) -> tuple[str, ...]:
     """The names that one of the two options above lists, each once: several behind commas, or one each."""
     names = (name.strip() for words in options or () for name in words.split(","))
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def up_command(request: "UpRequest") -> str:
+    """The command line of `stacklab up` that asks for the same."""
+    single = {
+        "--layer": request.layer,
+        "--lab": None if request.lab == "default" else request.lab,
+        "--profile": request.profile,
+        "--release": request.release,
+        "--topology": request.topology,
+        "--node-kind": request.node_kind,
+        "--locked": request.locked,
+    }
+    several = {
+        "--with": request.with_services,
+        "--without": request.without_services,
+        "--path": request.path,
+    }
+    words = ["stacklab", "up"]
+    words += [word for name, value in single.items() if value is not None for word in (name, str(value))]
+    words += [word for name, values in several.items() for value in values for word in (name, str(value))]
+    return shlex.join([*words, *(["--offline"] if request.offline else [])])
