@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stacklab.errors import ModelError, Problem, StepFailed, UsageError
 from stacklab.host.kinds import KINDS, best
-from stacklab.lab.lab import Lab, LabSettings, nodes_of
+from stacklab.lab.lab import HOST, Lab, LabSettings, nodes_of
 from stacklab.model.catalog import Catalog, is_source
 from stacklab.model.release import Release
 from stacklab.model.service import Part, Service
@@ -22,7 +22,6 @@ DEFAULT_PROFILE = "openstack"
 DEFAULT_TOPOLOGY = "all-in-one"
 COUNTED_TOPOLOGY = "controller-computes"
 BUILT_KINDS = ("auto", *KINDS)
-HOST = "host"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve
 from stacklab.check import check_layer, is_healthy
@@ -30,16 +31,19 @@ from stacklab.images.packages import Downloads, Installation, ensure_packages, p
 from stacklab.images.store import Image
 from stacklab.journal import Listener
 from stacklab.lab.access import ensure_keys, identity_files, ssh_options, wait_for_ssh
-from stacklab.lab.lab import Lab
+from stacklab.lab.lab import HOST, Lab
 from stacklab.lab.secrets import ensure_secrets
 from stacklab.model.release import Release
-from stacklab.provide.provider import NodeState
+from stacklab.provide.provider import Node, NodeState
 from stacklab.recipe import LAYER, deepest, first_packages, recipe, title_of
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
 from stacklab.restore import await_cloud, finish_thaw, images_at_hand, restore, store_of
 from stacklab.run import run_playbook
 from stacklab.steps import units_of_steps
 from stacklab.versions import keep_versions, refuse_gone
+
+if TYPE_CHECKING:
+    from stacklab.remote.preflight import Accept
 
 RESTART_SECONDS = 60.0
 
@@ -56,27 +60,28 @@ class Summary:
     seconds: float
 
 
-def up(home: Home, request: UpRequest, listener: Listener) -> Summary:
+def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | None" = None) -> Summary:
     """Bring a lab up to the layer asked for, and tell `listener` each event on the way.
 
+    accept: is asked about the keys of hosts that nobody knows; without it, they are refused.
     Raises UsageError and HostUnfit before anything is built, StepFailed when a step fails (what passed before
     it is kept), CheckFailed when the cloud is there and does not do what it should.
     """
     began = time.monotonic()
     lab = Lab(home, request.lab)
     blueprint = resolve(lab, request)
+    if blueprint.settings.node_kind == HOST:
+        from stacklab.remote.climb import up_on_hosts
+
+        return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
     with lab.locked():
         host = preflight(home, blueprint, online=not request.offline)
         _refuse_gone_versions(home, blueprint, online=not request.offline)
         keep_versions(lab, blueprint.versions)
         lab.save(blueprint.settings)
         lab.journal.subscribe(listener)
-        climb = _Climb(lab, blueprint, host, online=not request.offline)
-        with climb.store.kept():
-            changed = climb.run()
-        summary = Summary(blueprint.target, changed, round(time.monotonic() - began, 3))
-        lab.journal.record("stacklab.lab.ready", lab.name, **asdict(summary))
-    return summary
+        climb = Climb(lab, blueprint, host, online=not request.offline)
+        return climb.to_the_top(began)
 
 
 def _refuse_gone_versions(home: Home, blueprint: Blueprint, *, online: bool) -> None:
@@ -102,7 +107,7 @@ def _archive(release: Release, downloads: Downloads) -> Archive:
     return archive
 
 
-class _Climb:
+class Climb:
     """One run of `up` on one lab."""
 
     def __init__(self, lab: Lab, blueprint: Blueprint, host: HostFacts, *, online: bool) -> None:
@@ -113,6 +118,14 @@ class _Climb:
         self.downloads = Downloads(lab.home.cache / "packages", online)
         self.log = lab.folder / "images.log"
         self.secrets = self._secrets()
+
+    def to_the_top(self, began: float) -> Summary:
+        """Do what is left to do, and record how long all took since `began`, by the monotonic clock."""
+        with self.store.kept():
+            changed = self.run()
+        summary = Summary(self.blueprint.target, changed, round(time.monotonic() - began, 3))
+        self.lab.journal.record("stacklab.lab.ready", self.lab.name, **asdict(summary))
+        return summary
 
     def run(self) -> bool:
         """Do what is left to do; returns whether anything was."""
@@ -126,7 +139,7 @@ class _Climb:
         thawed = self._thaw()
         started = None if thawed else self._make()
         guest = self._guest()
-        layers = [self._render(layer, guest) for layer in range(1, self.blueprint.target + 1)]
+        layers = [self.render(layer, guest) for layer in range(1, self.blueprint.target + 1)]
         # The layer that a lab stands on holds those below it; to apply one of these would take it away.
         standing = self.lab.settings.layer
         wanted = [
@@ -137,7 +150,7 @@ class _Climb:
         if started and not wanted:
             await_cloud(self.lab, started)
         for layer in wanted:
-            self._apply(layer)
+            self.apply(layer)
         return True
 
     def _refuse_broken_templates(self) -> None:
@@ -183,7 +196,7 @@ class _Climb:
 
     def _prove_kvm(self, guest: Guest) -> None:
         kvm.prove(self.lab.home.cache, guest.kernel)
-        self.host = host_facts(self.lab.home, self.blueprint.settings.node_kind)
+        self.host = host_facts(self.lab.home, self.blueprint.settings)
 
     def _secrets(self) -> dict[str, dict[str, str]]:
         return ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
@@ -195,7 +208,7 @@ class _Climb:
         """
         if self.blueprint.settings.layer < self.blueprint.target or self.lab.namespace.pid() is None:
             return False
-        rendered = self._render(self.blueprint.target, self._guest())
+        rendered = self.render(self.blueprint.target, self._guest())
         return self.lab.journal.passed(rendered.applied_key) and is_healthy(self.lab, self.blueprint)
 
     def _planned(self) -> list[str]:
@@ -255,18 +268,19 @@ class _Climb:
                 self.lab.provider.create(node, trees, identity_files(self.lab, node))
                 self.lab.journal.record("stacklab.node.created", node.name)
 
-    def _render(self, layer: int, guest: Guest) -> Rendered:
+    def render(self, layer: int, guest: Guest | None = None) -> Rendered:
+        """Render a layer. guest: where it is known already."""
         renderer = Renderer(
             self.lab.name,
             self.blueprint,
             self.secrets,
             self.host,
             ssh_options(self.lab),
-            {GUEST_FILE: guest.disk},
+            {GUEST_FILE: (guest or self._guest()).disk},
         )
         return renderer.layer(layer)
 
-    def _apply(self, rendered: Rendered) -> None:
+    def apply(self, rendered: Rendered) -> None:
         """Bring one layer up on the nodes, check it, and record that the lab stands on it."""
         journal, layer = self.lab.journal, rendered.layer
         folder = self.lab.folder / "rendered" / f"layer-{layer}"
@@ -306,19 +320,25 @@ class _Climb:
     def _add_missing_packages(self, layer: int) -> None:
         """Install into running nodes what was not asked for when they were made."""
         for node in self.blueprint.nodes:
-            wanted = self.blueprint.packages(self.blueprint.up_to(layer), node)
-            check = self.lab.run_on(
-                node.name, ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *wanted]
-            )
-            if check.returncode not in (0, 1):  # 1: it does not know some of them
-                raise StepFailed(f"node '{node.name}' cannot be asked for its packages", detail=check.stderr)
-            present = {line.split()[1] for line in check.stdout.splitlines() if line.startswith("installed ")}
-            missing = [name for name in wanted if name not in present]
-            if missing:
-                with self.lab.journal.step("more packages", node.name), packages_traced(self.blueprint):
-                    self.lab.provider.install(
-                        node, Installation(missing, self.downloads, self.log, self.blueprint.versions)
-                    )
-                    wait_for_ssh(self.lab, node)
-                    # What systemd does at boot with what packages have put there.
-                    self.lab.run_on(node.name, ["systemd-tmpfiles", "--create", "--exclude-prefix=/dev"])
+            self._install_on(node, layer)
+
+    def _install_on(self, node: Node, layer: int) -> None:
+        wanted = self.blueprint.packages(self.blueprint.up_to(layer), node)
+        check = self.lab.run_on(
+            node.name, ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *wanted]
+        )
+        if check.returncode not in (0, 1):  # 1: it does not know some of them
+            raise StepFailed(f"node '{node.name}' cannot be asked for its packages", detail=check.stderr)
+        present = {line.split()[1] for line in check.stdout.splitlines() if line.startswith("installed ")}
+        missing = [name for name in wanted if name not in present]
+        if missing:
+            with self.lab.journal.step("more packages", node.name), packages_traced(self.blueprint):
+                self.lab.provider.install(
+                    node,
+                    Installation(
+                        missing, self.downloads, self.log, self.blueprint.versions, label=f"layer-{layer}"
+                    ),
+                )
+                wait_for_ssh(self.lab, node)
+                # What systemd does at boot with what packages have put there.
+                self.lab.run_on(node.name, ["systemd-tmpfiles", "--create", "--exclude-prefix=/dev"])

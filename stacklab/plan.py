@@ -106,7 +106,7 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
     secrets = placeholder_secrets(lab.folder / "secrets.yaml", blueprint.services)
     guest = store.find("guest", guest_inputs(blueprint.release.pockets))
     images_at_hand = {GUEST_FILE: Guest.at(guest.folder).disk} if guest else {}
-    host = host_facts(home, blueprint.settings.node_kind)
+    host = host_facts(home, blueprint.settings)
     renderer = Renderer(lab.name, blueprint, secrets, host, ssh_options(lab), images_at_hand)
     is_new = len(absent) == len(blueprint.nodes)
     start = _start(store, blueprint, host, images_at_hand) if is_new else None

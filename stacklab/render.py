@@ -22,14 +22,19 @@ from stacklab.blueprint import Blueprint, parts_on
 from stacklab.errors import ModelError, Problem
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
+from stacklab.lab.lab import HOST
 from stacklab.model.service import Command, Role, Service
-from stacklab.model.topology import MANAGEMENT, PROVIDER
+from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork
 from stacklab.provide.provider import Node
 from stacklab.steps import Scope, Step, final_steps, node_steps
 from stacklab.templating import FAILURES, failure_in, service_environment, stacklab_environment
 
 JOBS = 4
 STEPS_FILE = "/var/lib/stacklab/steps.json"
+# What a host needs so that all of it can be undone there, by hand even: see playbooks/files/ledger.py.
+RETIRE_FILE = "/var/lib/stacklab/retire.json"
+LEDGER_FILE = "/usr/lib/stacklab/ledger.py"
+REMOTE_TMP = "/tmp/.stacklab-ansible"
 FINAL_FILE = "/var/lib/stacklab/final.json"
 
 
@@ -189,6 +194,8 @@ class Renderer:
             )
             if final.get(node):
                 tree[FINAL_FILE] = _steps_file(final[node])
+            if self._blueprint.settings.node_kind == HOST:
+                tree |= self._ledger_files(scopes[node])
         images = self._image_files(services)
         return Rendered(
             number,
@@ -200,6 +207,26 @@ class Renderer:
             images,
             json.dumps(demands(self._blueprint, number)),
         )
+
+    def _ledger_files(self, scope: Scope) -> dict[str, RenderedFile]:
+        """What keeps book on a host, and what services want to be run when they go, the last one first."""
+        commands = [
+            {"service": service.name, "run": scope.render(service, command)}
+            for service in reversed(scope.services)
+            for command in service.retire
+            if command.on in scope.node.roles
+        ]
+        program = data_dir() / "playbooks" / "files" / "ledger.py"
+        return {
+            LEDGER_FILE: RenderedFile(program.read_bytes(), mode=0o755),
+            RETIRE_FILE: RenderedFile(json.dumps(commands, indent=1).encode(), mode=0o600),
+        }
+
+    @property
+    def _provider(self) -> LabNetwork:
+        """The provider network: the one that the hosts' site has, or that of all labs."""
+        own = self._blueprint.settings.provider
+        return own.network() if own else PROVIDER
 
     def _text(
         self,
@@ -254,7 +281,7 @@ class Renderer:
             "controller": self._controller.address,
             "services": {service.name: service for service in services},
             "secrets": self.secrets,
-            "network": {"management": MANAGEMENT, "provider": PROVIDER},
+            "network": {"management": MANAGEMENT, "provider": self._provider},
             "host": self._host,
             "workers": 1,
         }
@@ -313,6 +340,7 @@ class Renderer:
             controller=self._controller,
             services=services,
             alone=self._alone,
+            provider=self._provider,
             secrets=self.secrets,
             files_hash=files_hash,
             render=render,
@@ -369,6 +397,7 @@ class Renderer:
         hosts = {
             node.name: {
                 "ansible_host": node.address,
+                **_access(node),
                 "node_roles": list(node.roles),
                 "services_here": [
                     service.name for service in self._blueprint.services if parts_on(service, node)
@@ -377,12 +406,23 @@ class Renderer:
             for node in self._blueprint.nodes
         }
         shared = {
-            "ansible_user": "root",
             "ansible_python_interpreter": "/usr/bin/python3",
             "ansible_ssh_common_args": " ".join(self._ssh),
             "controller_node": self._controller.name,
         }
         return yaml.safe_dump({"all": {"hosts": hosts, "vars": shared}}, sort_keys=False)
+
+
+def _access(node: Node) -> dict[str, Any]:
+    """How Ansible logs in to a node, and becomes root there."""
+    access: dict[str, Any] = {"ansible_user": node.user}
+    if node.kind == HOST:
+        access |= {"ansible_port": node.port, "ansible_remote_tmp": REMOTE_TMP}
+    if node.user != "root":
+        access["ansible_become"] = True
+    if node.key:
+        access["ansible_ssh_private_key_file"] = node.key
+    return access
 
 
 def _digest(file: Path) -> str:

@@ -57,6 +57,8 @@ def start(lab: Lab, listener: Listener) -> None:
 def down(lab: Lab, layer: int, listener: Listener) -> None:
     """Put a lab back on a layer that was frozen when it came up, whatever has happened above it.
 
+    On hosts, of which nothing is frozen, what came above it is undone.
+
     Raises UsageError when the lab does not stand on or above that layer, or has no image of it any more.
     """
     store = store_of(lab.home)
@@ -69,6 +71,11 @@ def down(lab: Lab, layer: int, listener: Listener) -> None:
                 hint=f"stacklab up --layer {max(layer, 1)} --lab {lab.name}",
             )
         whole = resolve(lab, UpRequest(lab=lab.name))
+        if lab.has_hosts:
+            from stacklab.remote.down import down_on_hosts
+
+            down_on_hosts(lab, whole, layer)
+            return
         blueprint = replace(whole, target=layer, cuts=whole.cuts[:layer])
         restore(lab, store, _image_of(lab, store, blueprint))
 
@@ -110,7 +117,7 @@ def made_of(lab: Lab, store: Store) -> str:
         recipe(
             blueprint,
             blueprint.target,
-            host_facts(lab.home, lab.settings.node_kind),
+            host_facts(lab.home, lab.settings),
             images_at_hand(store, blueprint),
         )
     )
@@ -167,7 +174,7 @@ def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:
         lab.name,
         blueprint,
         secrets,
-        host_facts(lab.home, lab.settings.node_kind),
+        host_facts(lab.home, lab.settings),
         ssh_options(lab),
         images_at_hand(store, blueprint),
     )
@@ -179,7 +186,7 @@ def _image_of(lab: Lab, store: Store, blueprint: Blueprint) -> Image:
     wanted = recipe(
         blueprint,
         blueprint.target,
-        host_facts(lab.home, lab.settings.node_kind),
+        host_facts(lab.home, lab.settings),
         images_at_hand(store, blueprint),
     )
     image = store.find(LAYER, wanted)

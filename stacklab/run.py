@@ -21,7 +21,11 @@ from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED
 from stacklab.lab.lab import Lab
 
 TAIL_LINES = 40
-FOLLOW_STEPS = ("tail", "--lines=0", "--follow=name", "--retry", "/var/log/stacklab/steps.jsonl")
+# It ends with our side of the connection, which it would otherwise notice when it has something to say.
+FOLLOW_STEPS = (
+    "tail --lines=0 --follow=name --retry /var/log/stacklab/steps.jsonl 2> /dev/null &"
+    " cat > /dev/null; kill $!"
+)
 
 
 def run_playbook(lab: Lab, folder: Path) -> None:
@@ -72,7 +76,7 @@ def _environment(lab: Lab) -> dict[str, str]:
         "ANSIBLE_HOME": str(lab.folder / "ansible"),
         "ANSIBLE_PIPELINING": "True",
         "ANSIBLE_SSH_ARGS": "-oControlMaster=no",
-        "ANSIBLE_PRIVATE_KEY_FILE": str(lab.folder / "ssh" / "key"),
+        **({} if lab.has_hosts else {"ANSIBLE_PRIVATE_KEY_FILE": str(lab.folder / "ssh" / "key")}),
         "ANSIBLE_LOCAL_TEMP": str(lab.folder / "ansible" / "tmp"),
         "ANSIBLE_RETRY_FILES_ENABLED": "False",
         "ANSIBLE_NOCOLOR": "True",
@@ -101,8 +105,8 @@ def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
     """
     tails = {
         node.name: subprocess.Popen(
-            [*BOUND, *lab.ssh_command(node.name, FOLLOW_STEPS)],
-            stdin=subprocess.DEVNULL,
+            [*BOUND, *lab.ssh_command(node.name, [FOLLOW_STEPS])],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -121,6 +125,8 @@ def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
         for tail in tails.values():
             tail.terminate()
             tail.wait()
+            if tail.stdin:
+                tail.stdin.close()
         for reader in readers:
             reader.join()
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from stacklab.blueprint import parts_on
-from stacklab.model.service import Command, Service, identifier
+from stacklab.model.service import Command, Network, Service, identifier
+from stacklab.model.topology import LabNetwork
 from stacklab.provide.provider import Node
 
 IDENTITY = "identity"
@@ -72,13 +73,15 @@ class Step:
 class Scope:
     """What the steps of one node are made for.
 
-    services: those of the lab up to the layer, in order. alone: the lab has no other node. files_hash: the
-    hash of a service's files on the node. render: renders the text of a service's command. secrets: by
-    service and name. admin: how to log in. image_digests: of the files of images to upload, by image.
+    provider: the provider network. services: those of the lab up to the layer, in order. alone: the lab has
+    no other node. files_hash: the hash of a service's files on the node. render: renders the text of a
+    service's command. secrets: by service and name. admin: how to log in. image_digests: of the files of
+    images to upload, by image.
     """
 
     node: Node
     controller: Node
+    provider: LabNetwork
     services: Sequence[Service]
     alone: bool
     secrets: dict[str, dict[str, str]]
@@ -234,7 +237,7 @@ def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> S
     resources = service.resources
     document = {
         "flavors": [flavor.model_dump() for flavor in resources.flavors],
-        "networks": [network.model_dump() for network in resources.networks],
+        "networks": [_network(scope, network) for network in resources.networks],
         "routers": [router.model_dump() for router in resources.routers],
         "rules": [rule.model_dump() for rule in resources.rules],
         "images": [
@@ -243,6 +246,15 @@ def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> S
         ],
     }
     return _register(scope, f"{service.name}/resources", after, document)
+
+
+def _network(scope: Scope, network: Network) -> dict[str, Any]:
+    """A network as it is registered; the provider network of hosts has the addresses of their site."""
+    document = network.model_dump()
+    if network.physical == "provider" and document["subnet"]:
+        own = scope.provider
+        document["subnet"] |= {"cidr": own.cidr, "gateway": own.gateway, "start": own.start, "end": own.end}
+    return document
 
 
 def _register(scope: Scope, step: str, after: tuple[str, ...], wanted: dict[str, Any]) -> Step:

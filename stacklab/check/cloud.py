@@ -47,9 +47,7 @@ class Cloud:
     def renderer(self) -> Renderer:
         """Renders the commands of checks, with the same names as in the services' files."""
         secrets = ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
-        return Renderer(
-            self.lab.name, self.blueprint, secrets, host_facts(self.lab.home, self.lab.settings.node_kind)
-        )
+        return Renderer(self.lab.name, self.blueprint, secrets, host_facts(self.lab.home, self.lab.settings))
 
     @property
     def services(self) -> tuple[Service, ...]:

@@ -317,7 +317,7 @@ _SIGNS: Mapping[str, tuple[str, str]] = {
     "check.failed": ("✗", "bold red"),
     "check.skipped": ("-", "dim"),
 }
-_SHOWN: Sequence[str] = ("step.", "check.", "node.crashed")
+_SHOWN: Sequence[str] = ("step.", "check.", "node.crashed", "lab.lasting")
 
 
 def describe(event: Event, *, verbose: bool = False) -> str:
@@ -328,6 +328,8 @@ def describe(event: Event, *, verbose: bool = False) -> str:
     if kind == "step.forgotten":  # a note of the journal to itself
         key = str(event.data.get("key") or "").rstrip("-/")
         return f"{key or 'every step'}: to be done again" if verbose else ""
+    if kind == "lab.lasting":
+        return "on the hosts, destroy will not undo: " + "; ".join(map(str, event.data.get("lines") or ()))
     about, _, what = kind.rpartition(".")
     title = title_of(event)
     words = title if about in ("step", "check", "task") and title else f"{about} {title}".strip()

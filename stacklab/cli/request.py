@@ -55,6 +55,12 @@ SearchPath = Annotated[
     list[Path] | None,
     typer.Option("--path", metavar="FOLDER", help="Look for services and profiles here, too; repeatable."),
 ]
+AcceptHostKeys = Annotated[
+    bool,
+    typer.Option(
+        "--accept-host-keys", help="Show the keys of hosts that are not known, and take them for right."
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Build from the cache alone.")]
 Locked = Annotated[
     Path | None,

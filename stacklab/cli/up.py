@@ -2,9 +2,11 @@
 
 import typer
 
+from stacklab.cli.host_keys import asking
 from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
 from stacklab.cli.progress import progress
 from stacklab.cli.request import (
+    AcceptHostKeys,
     Computes,
     Layer,
     Locked,
@@ -25,6 +27,7 @@ EXAMPLES = examples(
     "stacklab up --layer 1",
     "stacklab up --layer 1 --lab blue --profile starter-kit",
     "stacklab up --layer 1 --computes 2",
+    "stacklab up --layer 1 --topology ./rack.yaml --accept-host-keys",
     "stacklab up --layer 1 --locked versions.yaml",
     "stacklab up --layer 1 --offline --output json",
 )
@@ -43,6 +46,7 @@ def up(
     path: SearchPath = None,
     locked: Locked = None,
     offline: Offline = False,
+    accept_host_keys: AcceptHostKeys = False,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
 ) -> None:
@@ -69,7 +73,7 @@ def up(
         offline=offline,
     )
     with progress(home, output, verbose=verbose) as screen:
-        done = climb(home, request, screen)
+        done = climb(home, request, screen, asking(screen, always=accept_host_keys))
     if output is Output.JSON:
         return
     what = "is up" if done.changed else "was up already"

@@ -14,7 +14,7 @@ from stacklab.host import kinds, kvm
 from stacklab.host.apt import host_mirror, missing_suite
 from stacklab.host.facts import LIBVIRT_DRIVERS, PROGRAMS, Facts, gather
 from stacklab.lab.cgroups import is_unified
-from stacklab.lab.lab import Lab
+from stacklab.lab.lab import HOST, Lab, LabSettings
 from stacklab.model.service import Service
 from stacklab.render import HostFacts
 
@@ -256,7 +256,10 @@ def preflight(home: Home, blueprint: Blueprint, *, online: bool = True) -> HostF
     """Check that this machine can build and run the lab, and return what templates may know of it.
 
     A lab that stands is only looked at for what it still needs. Raises HostUnfit with all problems at once.
+    A lab of hosts takes nothing of this machine; the hosts have a preflight of their own.
     """
+    if blueprint.settings.node_kind == HOST:
+        return host_facts(home, blueprint.settings)
     facts = gather([home.state, home.cache])
     findings = [*judge(facts, _needs(home, blueprint)), nodes_finding(blueprint)]
     if online and blueprint.settings.layer < blueprint.target:
@@ -269,11 +272,14 @@ def preflight(home: Home, blueprint: Blueprint, *, online: bool = True) -> HostF
             detail="\n".join(f"{problem.name}: {problem.what}\n  {problem.advice}" for problem in problems),
             hint="stacklab doctor",
         )
-    return host_facts(home, blueprint.settings.node_kind)
+    return host_facts(home, blueprint.settings)
 
 
-def host_facts(home: Home, kind: str) -> HostFacts:
-    """What templates may know of what nodes of a kind run on. KVM counts once it is proved (kvm.prove)."""
+def host_facts(home: Home, settings: LabSettings) -> HostFacts:
+    """What templates may know of what the nodes of a lab run on. KVM counts once it is proved (kvm.prove)."""
+    kind = settings.node_kind
+    if kind == HOST:
+        return HostFacts(kvm=bool(settings.hosts_kvm), openvswitch=settings.hosts_openvswitch)
     virtual = kind == "vm"
     return HostFacts(
         kvm=kvm.works(home.cache) and (not virtual or kvm.is_nested()),

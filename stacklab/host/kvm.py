@@ -85,21 +85,27 @@ def prove(cache: Path, kernel: Path, *, again: bool = False, seconds: float = SE
     return proof
 
 
+def command(kernel: Path, accelerator: str, program: str = QEMU) -> list[str]:
+    """The command line that boots a kernel without a disk, its console on standard output."""
+    return [
+        *(program, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
+        *("-machine", f"pc,accel={accelerator}", "-m", "256", "-kernel", str(kernel)),
+        *("-append", "console=ttyS0 panic=-1"),
+        *(("-cpu", "host") if accelerator == "kvm" else ()),
+    ]
+
+
 def boot(kernel: Path, *, accelerator: str = "kvm", seconds: float = SECONDS, program: str = QEMU) -> Proof:
     """Boot a kernel without a disk, and see whether it says within `seconds` that it has started.
 
     accelerator: `tcg` boots it emulated, to tell a bad kernel from a bad KVM.
     """
-    command = [
-        *(program, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
-        *("-machine", f"pc,accel={accelerator}", "-m", "256", "-kernel", str(kernel)),
-        *("-append", "console=ttyS0 panic=-1"),
-    ]
-    if accelerator == "kvm":
-        command += ["-cpu", "host"]
     try:
         qemu = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command(kernel, accelerator, program),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
     except FileNotFoundError:
         return Proof(False, f"{program} is not installed")

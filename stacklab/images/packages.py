@@ -54,13 +54,14 @@ class Downloads:
 class Installation:
     """Packages to install into a system that is there. log: takes what apt prints.
 
-    versions: those that every package in the system is to have in the end.
+    versions: those that every package in the system is to have in the end. label: what they are for.
     """
 
     packages: Sequence[str]
     downloads: Downloads
     log: Path
     versions: Versions | None = None
+    label: str = ""
 
     def run(self, root: Path, prefix: Sequence[str] = ()) -> None:
         """Install natively into the tree `root`, and start nothing.

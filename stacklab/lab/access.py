@@ -1,6 +1,7 @@
 """Reaching the nodes of a lab: its SSH key, the host keys of its nodes, and what makes a node its own."""
 
 import secrets
+import shlex
 import socket
 import subprocess
 import time
@@ -9,28 +10,47 @@ from typing import TYPE_CHECKING
 
 from stacklab.errors import StepFailed
 from stacklab.files import write_atomically
+from stacklab.model.topology import SSH_PORT
 from stacklab.provide.provider import Node, NodeFile
 
 if TYPE_CHECKING:
     from stacklab.lab.lab import Lab
 
 BOOT_SECONDS = 120.0
+CONNECT_SECONDS = 10
 # Without PAM a login makes no session of systemd, which costs more than the command that it is for.
 SSHD = "PasswordAuthentication no\nUseDNS no\nUsePAM no\n"
 
 
 def ssh_options(lab: "Lab") -> list[str]:
-    """The options of ssh(1) for the nodes of a lab: only its key, only the host keys that it made."""
+    """The options of ssh(1) for the nodes of a lab: only host keys that it made, or that the user accepted.
+
+    Of nodes that it made also the key that opens them.
+    """
     folder = lab.folder / "ssh"
+    own = [] if lab.has_hosts else [f"-oIdentityFile={folder / 'key'}", "-oIdentitiesOnly=yes"]
     return [
         "-F/dev/null",
-        f"-oIdentityFile={folder / 'key'}",
-        "-oIdentitiesOnly=yes",
+        *own,
+        f"-oConnectTimeout={CONNECT_SECONDS}",
+        "-oServerAliveInterval=15",
         f"-oUserKnownHostsFile={folder / 'known_hosts'}",
         "-oStrictHostKeyChecking=yes",
         "-oBatchMode=yes",
         "-oLogLevel=ERROR",
     ]
+
+
+def ssh_options_of(node: Node) -> list[str]:
+    """The options of ssh(1) that one node has more than the others: none, unless it is a host."""
+    key = [f"-oIdentityFile={node.key}", "-oIdentitiesOnly=yes"] if node.key else []
+    port = [f"-p{node.port}"] if node.port != SSH_PORT else []
+    return [*key, *port]
+
+
+def as_root(node: Node, command: str) -> str:
+    """The shell text that runs a shell text as root on the node."""
+    return command if node.user == "root" else f"sudo -n sh -c {shlex.quote(command)}"
 
 
 def ensure_keys(lab: "Lab", nodes: tuple[Node, ...]) -> None:
@@ -79,7 +99,7 @@ def wait_for_ssh(lab: "Lab", node: Node) -> None:
     seconds = BOOT_SECONDS * lab.patience
     deadline = time.monotonic() + seconds
     with lab.namespace.network():
-        while not _greets(node.address):
+        while not _greets(node.address, node.port):
             if time.monotonic() > deadline:
                 raise StepFailed(
                     f"node '{node.name}' does not answer SSH after {seconds:.0f} s",
@@ -95,9 +115,9 @@ def set_clock(lab: "Lab", node: Node) -> None:
         raise StepFailed(f"the clock of node '{node.name}' cannot be set", detail=done.stderr)
 
 
-def _greets(address: str) -> bool:
+def _greets(address: str, port: int) -> bool:
     try:
-        with socket.create_connection((address, 22), timeout=1.0) as connection:
+        with socket.create_connection((address, port), timeout=1.0) as connection:
             connection.settimeout(5.0)
             return connection.recv(4) == b"SSH-"
     except OSError:

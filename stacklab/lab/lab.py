@@ -9,6 +9,7 @@ run/ libvirt/  what its libvirtd keeps  images.log, ansible/   what tools printe
 
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -19,22 +20,26 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from stacklab import lock
-from stacklab.errors import UsageError
+from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.host import kinds
 from stacklab.journal import Journal
+from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
 from stacklab.model.documents import did_you_mean
 from stacklab.model.topology import PROVIDER, ProviderNetwork, Topology, addresses
 from stacklab.provide.provider import Node, NodeState, Provider
 
+HOST = "host"
+ROOT = "root"
+Result = TypeVar("Result")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 NAME_WORDS = "a letter, then up to 30 of a-z, 0-9 and -"
 
@@ -59,6 +64,10 @@ class LabSettings(BaseModel):
     nodes: tuple[Node, ...] = ()
     provider: ProviderNetwork | None = None
     """The provider network of hosts, as their site has it."""
+    hosts_kvm: bool | None = None
+    """Whether KVM was proved to work on the hosts that run instances; None before it was tried."""
+    hosts_openvswitch: bool = False
+    """Whether the kernels of the hosts have Open vSwitch's datapath."""
     services: tuple[str, ...] = ()
     """The services that are up, in the order in which they came."""
     thawing: str = ""
@@ -91,7 +100,8 @@ class Lab:
         self.home = home
         self.name = name
         self.folder = home.labs / name
-        self.namespace = Namespace(self.folder, name)
+        self._namespace = Namespace(self.folder, name)
+        self._network = MachineNetwork(self.folder, name)
 
     @classmethod
     def open(cls, home: Home, name: str) -> "Lab":
@@ -110,6 +120,20 @@ class Lab:
     def all(cls, home: Home) -> list["Lab"]:
         """Every lab of this machine, by name."""
         return [cls(home, file.parent.name) for file in sorted(home.labs.glob("*/lab.yaml"))]
+
+    @property
+    def has_hosts(self) -> bool:
+        """Whether its nodes are machines that were there before."""
+        return self._kind == HOST if self.exists else False
+
+    @cached_property
+    def _kind(self) -> str:
+        return self.settings.node_kind
+
+    @property
+    def namespace(self) -> Namespace | MachineNetwork:
+        """Its network, and for nodes that are made all other namespaces."""
+        return self._network if self.has_hosts else self._namespace
 
     @property
     def exists(self) -> bool:
@@ -140,13 +164,25 @@ class Lab:
     @cached_property
     def provider(self) -> Provider:
         """The provider of its nodes."""
+        if self.has_hosts:
+            from stacklab.provide.host import HostProvider
+
+            return HostProvider(self.mark, self.run_on)
         if self.settings.node_kind == "vm":
             from stacklab.provide.vm import VmProvider
 
-            return VmProvider(self.namespace, self.folder / "nodes", self.run_on, self.home.cache)
+            return VmProvider(self._namespace, self.folder / "nodes", self.run_on, self.home.cache)
         from stacklab.provide.lxc import LxcProvider
 
-        return LxcProvider(self.namespace, self.folder / "nodes")
+        return LxcProvider(self._namespace, self.folder / "nodes")
+
+    @property
+    def mark(self) -> str:
+        """The name by which hosts know the lab, which no other lab of any machine has."""
+        file = self.folder / "mark"
+        if not file.exists():
+            write_atomically(file, f"{self.name}.{secrets.token_hex(8)}")
+        return file.read_text()
 
     @property
     def patience(self) -> float:
@@ -168,7 +204,8 @@ class Lab:
     def status(self) -> LabStatus:
         """What is there and what runs."""
         settings = self.settings
-        nodes = {node.name: self.provider.state(node) for node in settings.nodes}
+        states = _at_once(self.provider.state, settings.nodes)
+        nodes = {node.name: state for node, state in zip(settings.nodes, states, strict=True)}
         return LabStatus(self.name, self.namespace.pid() is not None, settings, nodes)
 
     def start(self) -> bool:
@@ -182,6 +219,7 @@ class Lab:
             with self.journal.step("namespaces", self.name):
                 self.namespace.start()
         states = {node: self.provider.state(node) for node in self.settings.nodes}
+        _refuse_unreachable([node for node, state in states.items() if state is NodeState.UNREACHABLE])
         stopped = [node for node, state in states.items() if state is NodeState.STOPPED]
         one_by_one = Lock()
 
@@ -214,7 +252,19 @@ class Lab:
         self.namespace.stop()
 
     def destroy(self) -> None:
-        """End everything of the lab by force and remove its folder."""
+        """End everything of the lab by force and remove its folder; hosts are left as they were before.
+
+        Raises StepFailed when a host cannot be, and keeps the lab for another try.
+        """
+        if self.has_hosts:
+            states = dict(
+                zip(self.settings.nodes, _at_once(self.provider.state, self.settings.nodes), strict=True)
+            )
+            _refuse_unreachable([node for node, state in states.items() if state is NodeState.UNREACHABLE])
+            _at_once(
+                self.provider.destroy,
+                [node for node, state in states.items() if state is not NodeState.ABSENT],
+            )
         self.namespace.stop()
         self.journal.close()
         remove_tree(self.folder)
@@ -228,7 +278,7 @@ class Lab:
     def environment(self) -> dict[str, str]:
         """The variables that give an OpenStack client the cloud's administrator."""
         try:
-            secrets = yaml.safe_load((self.folder / "secrets.yaml").read_text())
+            passwords = yaml.safe_load((self.folder / "secrets.yaml").read_text())
         except FileNotFoundError:
             raise UsageError(
                 f"lab '{self.name}' has no cloud yet", hint=f"stacklab up --lab {self.name}"
@@ -236,7 +286,7 @@ class Lab:
         return {
             "OS_AUTH_URL": f"http://{self.controller.address}:5000/v3",
             "OS_USERNAME": "admin",
-            "OS_PASSWORD": secrets["keystone"]["admin"],
+            "OS_PASSWORD": passwords["keystone"]["admin"],
             "OS_PROJECT_NAME": "admin",
             "OS_USER_DOMAIN_ID": "default",
             "OS_PROJECT_DOMAIN_ID": "default",
@@ -263,10 +313,15 @@ class Lab:
 
         Words, or one shell text.
         """
-        from stacklab.lab.access import ssh_options
+        from stacklab.lab.access import as_root, ssh_options, ssh_options_of
 
-        remote = [shlex.join(argv) if len(argv) > 1 else argv[0]] if argv else []
-        return self.enter_command(["ssh", *ssh_options(self), f"root@{self.node(node).address}", *remote])
+        there = self.node(node)
+        remote = [as_root(there, shlex.join(argv) if len(argv) > 1 else argv[0])] if argv else []
+        if not argv and there.user != ROOT:
+            remote = ["sudo -n -i"]
+        terminal = ["-t"] if remote and not argv else []
+        options = [*ssh_options(self), *ssh_options_of(there), *terminal]
+        return self.enter_command(["ssh", *options, f"{there.user}@{there.address}", *remote])
 
     def logs_command(self, units: Sequence[str], *, follow: bool = False, node: str = "") -> list[str]:
         """The command line that shows the journals of systemd units on a node, by default the controller."""
@@ -274,16 +329,26 @@ class Lab:
         mode = ["--follow"] if follow else ["--no-pager", "--lines=200"]
         return self.ssh_command(node or self.controller.name, ["journalctl", *selection, *mode])
 
-    def run_on(self, node: str, argv: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    def run_on(
+        self, node: str, argv: Sequence[str], *, stdin: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a command on a node and return what came of it, whatever its exit code."""
-        return subprocess.run(self.ssh_command(node, argv), capture_output=True, text=True, check=False)
+        command = self.ssh_command(node, argv)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 
-def _at_once(action: Callable[[Node], None], nodes: Sequence[Node]) -> None:
+def _at_once(action: Callable[[Node], Result], nodes: Sequence[Node]) -> list[Result]:
     """Do the same with all nodes at the same time; the first error is raised when all have ended."""
     with ThreadPoolExecutor(max_workers=max(len(nodes), 1)) as pool:
-        for done in [pool.submit(action, node) for node in nodes]:
-            done.result()
+        return [done.result() for done in [pool.submit(action, node) for node in nodes]]
+
+
+def _refuse_unreachable(nodes: Sequence[Node]) -> None:
+    if nodes:
+        raise StepFailed(
+            f"not reached over SSH: {', '.join(f'{node.name} ({node.address})' for node in nodes)}",
+            hint="when they are back, the same command goes on from here",
+        )
 
 
 def nodes_of(topology: Topology, kind: str, computes: int | None = None) -> tuple[Node, ...]:
@@ -300,6 +365,7 @@ def nodes_of(topology: Topology, kind: str, computes: int | None = None) -> tupl
             roles=tuple(machine.roles),
             memory=machine.memory,
             cpus=machine.cpus,
+            disk=machine.disk,
             kind=machine.kind or kind,
             port=machine.port,
             user=machine.user,

@@ -204,6 +204,7 @@ class Service(Root):
     identity: Identity = Identity()
     resources: Resources = Resources()
     finalise: tuple[Command, ...] = ()
+    retire: tuple[Command, ...] = ()
     tasks: Mapping[Phase, RelativePath] = Field(default_factory=dict)
     checks: tuple[Check, ...] = ()
 
@@ -248,6 +249,7 @@ class Service(Root):
             (("database", "sync"), self.database.sync if self.database else ()),
             (("initialise",), self.initialise),
             (("finalise",), self.finalise),
+            (("retire",), self.retire),
         )
         for where, commands in lists:
             for index, command in enumerate(commands):

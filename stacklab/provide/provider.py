@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the lab: memory in MiB, its address on the management network.
+    """A machine of the lab: memory and disk in MiB, its address on the management network.
 
     kind: lxc, vm or host. port, user, key: how a host is reached over SSH; the key is a file on this machine,
     "" for what ssh(1) finds by itself. provider_interface: the one that is plugged into the provider network.
@@ -30,6 +30,7 @@ class Node:
     user: str = "root"
     key: str = ""
     provider_interface: str = PROVIDER.interface
+    disk: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class NodeState(StrEnum):
     ABSENT = "absent"
     STOPPED = "stopped"
     RUNNING = "running"
+    UNREACHABLE = "unreachable"
+    """A host that does not answer SSH: what is there cannot be told."""
 
 
 class Provider(Protocol):

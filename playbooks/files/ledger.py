@@ -1,0 +1,435 @@
+#!/usr/bin/python3
+"""Keeps book, on a host, of all that stacklab adds to it, and takes it away again.
+
+    ledger.py open LAB                  begin; nothing else is changed
+    ledger.py install LABEL PACKAGE...  install, start nothing, and book what came under the label
+    ledger.py retire [SERVICE...]       end what services, or all, left running, and switch their units off
+    ledger.py forget SERVICE...         have all their steps done again when they come back
+    ledger.py undo [LABEL...]           purge what was booked under the labels; without any undo everything
+    ledger.py stop | start              the units of all services
+
+Only what was booked is ever taken away: what the host's owner has put there meanwhile stays. The book is
+/var/lib/stacklab/ledger.json. Each verb may be run again, also after it was cut off. Standard library only.
+"""
+
+import contextlib
+import fcntl
+import grp
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STATE = Path("/var/lib/stacklab")
+OURS = ("/var/lib/stacklab", "/var/log/stacklab", "/usr/lib/stacklab", "/tmp/.stacklab-ansible")
+LOG = Path("/var/log/stacklab/packages.log")
+POLICY = Path("/usr/sbin/policy-rc.d")
+PLACED = "placed by stacklab"
+LINKS = Path("/etc/systemd/system")
+# Where packages and services keep what outlives them; and how deep the folders that were there are booked.
+TREES = ("/etc", "/var", "/srv", "/opt")
+DEPTH = 3
+TAIL = 40
+LISTS_SECONDS = 3600.0
+
+
+class Trouble(Exception):
+    """It could not be done; the text says why."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What of a host installing packages may change."""
+
+    packages: dict[str, str]
+    users: list[str]
+    groups: list[str]
+    links: list[str]
+    folders: list[str]
+
+    @classmethod
+    def take(cls) -> "Snapshot":
+        """The host as it is now."""
+        show = ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package} ${Version}\n"]
+        installed = [line.split() for line in _output(show).splitlines() if line.startswith("installed ")]
+        return cls(
+            packages={name: version for _, name, version in installed},
+            users=sorted(user.pw_name for user in pwd.getpwall()),
+            groups=sorted(group.gr_name for group in grp.getgrall()),
+            links=_links(),
+            folders=_folders(),
+        )
+
+
+class Ledger:
+    """The book of one host."""
+
+    def __init__(self, file: Path = STATE / "ledger.json") -> None:
+        self._file = file
+        self.book: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+
+    def write(self) -> None:
+        """Write the book, whole or not at all."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        pending = self._file.with_suffix(".new")
+        with pending.open("w") as file:
+            json.dump(self.book, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        pending.chmod(0o600)
+        pending.replace(self._file)
+
+    def open(self, lab: str) -> None:
+        """Begin the book for a lab. Raises Trouble when it is another's."""
+        owner = self.book.get("lab")
+        if owner not in (None, lab):
+            raise Trouble(f"this host is part of the lab '{owner}'")
+        if owner is None:
+            self.book = {"version": 1, "lab": lab, "added": []}
+            self.write()
+
+    def begin(self) -> None:
+        """Book what is there before packages come."""
+        self.settle()
+        self.book["before"] = vars(Snapshot.take())
+        self.write()
+
+    def settle(self, label: str = "") -> None:
+        """Book what has come since `begin`, also when that call was cut off."""
+        before = self.book.pop("before", None)
+        if before is None:
+            return
+        now = Snapshot.take()
+        entry = {
+            "label": label or self.book.get("label", ""),
+            "packages": sorted(now.packages.keys() - before["packages"].keys()),
+            "users": sorted(set(now.users) - set(before["users"])),
+            "groups": sorted(set(now.groups) - set(before["groups"])),
+            "folders": sorted(set(now.folders) - set(before["folders"])),
+        }
+        # stacklab enables what is to run; nothing else that came with packages starts at the next boot.
+        for link in set(now.links) - set(before["links"]):
+            Path(link).unlink(missing_ok=True)
+        if any(entry[key] for key in ("packages", "users", "groups", "folders")):
+            self.book["added"].append(entry)
+        self.write()
+
+
+def install(ledger: Ledger, label: str, packages: Sequence[str]) -> None:
+    """Install packages with apt, as the host itself is set up to; nothing starts meanwhile."""
+    ledger.book["label"] = label
+    ledger.settle(label)
+    missing = sorted(set(packages) - Snapshot.take().packages.keys())
+    if not missing:
+        return
+    ledger.begin()
+    with _starts_forbidden(), LOG.open("ab") as log:
+        _apt(log, ["dpkg", "--configure", "--pending"])
+        _apt(log, ["apt-get", "-q", "update"])
+        options = ["--option=Dpkg::Options::=--force-confdef", "--option=Dpkg::Options::=--force-confold"]
+        _apt(log, ["apt-get", "-q", "-y", "--no-install-recommends", *options, "install", *missing])
+    ledger.settle(label)
+    _quietly("systemctl", "daemon-reload")
+    _quietly("systemd-tmpfiles", "--create", "--exclude-prefix=/dev")
+
+
+def retire(services: Sequence[str]) -> None:
+    """Run what services say is to be run when they go, then stop and disable their units, the last first."""
+    wanted = set(services)
+    for command in _read(STATE / "retire.json"):
+        if not wanted or command["service"] in wanted:
+            done = subprocess.run(
+                ["/bin/sh", "-c", command["run"]],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=_environment(),
+            )
+            if done.returncode:
+                print(f"{command['service']}: {done.stderr.strip()}", file=sys.stderr)
+    units = _units(wanted)
+    if units:
+        _quietly("systemctl", "disable", "--now", "--quiet", *units)
+        _quietly("systemctl", "reset-failed", *units)
+
+
+def forget(services: Sequence[str]) -> None:
+    """Forget which steps of services have passed: when they come back, all of them are done again."""
+    for service in services:
+        for stamp in (STATE / "steps").glob(f"{service}.*"):
+            stamp.unlink()
+
+
+def undo(ledger: Ledger, labels: Sequence[str]) -> None:
+    """Take away what was booked under the labels, the last first; without any: all, and the book itself."""
+    ledger.settle()
+    if not labels:
+        retire([])
+        restore_files()
+    for entry in [
+        each for each in reversed(ledger.book.get("added", [])) if not labels or each["label"] in labels
+    ]:
+        purge(entry)
+        ledger.book["added"].remove(entry)
+        ledger.write()
+    if not labels:
+        _quietly("systemctl", "daemon-reload")
+        Path("/run/stacklab-converge.pid").unlink(missing_ok=True)
+        for folder in OURS:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def restore_files() -> None:
+    """Take away the files that stacklab put on the host; what had been at their places comes back.
+
+    The manifest is that of playbooks/library/config_tree.py.
+    """
+    manifest = STATE / "tree.json"
+    trees = json.loads(manifest.read_text())["trees"] if manifest.exists() else {}
+    records = {path: record for tree in trees.values() for path, record in tree.items()}
+    for path in sorted(records, reverse=True):
+        place, kept = Path(path), STATE / "replaced" / path.lstrip("/")
+        if os.path.lexists(kept):
+            pending = place.with_name(f".{place.name}.stacklab-new")
+            shutil.copy2(kept, pending, follow_symlinks=False)
+            status = kept.lstat()
+            os.chown(pending, status.st_uid, status.st_gid, follow_symlinks=False)
+            pending.replace(place)
+        elif records[path]["kind"] == "directory":
+            if records[path].get("made"):
+                with contextlib.suppress(OSError):  # not empty: the service's, and purged with it
+                    place.rmdir()
+        elif not path.startswith(str(STATE)):
+            place.unlink(missing_ok=True)
+    shutil.rmtree(STATE / "replaced", ignore_errors=True)
+    manifest.unlink(missing_ok=True)
+
+
+def purge(entry: dict[str, Any]) -> None:
+    """Purge the packages of an entry, and remove the folders, users and groups that came with them."""
+    there = Snapshot.take().packages
+    gone = [name for name in entry["packages"] if name in there]
+    owned = _folders_of(entry["packages"])
+    _end_processes(entry["users"])
+    if gone:
+        _refuse_needed(gone)
+        with _starts_forbidden(), LOG.open("ab") as log:
+            _apt(log, ["dpkg", "--configure", "--pending"])
+            _apt(log, ["apt-get", "-q", "-y", "purge", *gone])
+    leftover = [name for name in entry["packages"] if name not in there]
+    if leftover:  # removed by somebody, and their configuration not
+        _quietly("dpkg", "--purge", *leftover)
+    _end_processes(entry["users"])
+    _remove_folders({*owned, *entry["folders"]}, entry)
+    for user in entry["users"]:
+        _quietly("userdel", user)
+    for group in entry["groups"]:
+        _quietly("groupdel", group)
+
+
+def _refuse_needed(packages: Sequence[str]) -> None:
+    """Raises Trouble when others than the booked packages would go: they are the owner's."""
+    planned = _output(["apt-get", "-s", "-q", "purge", *packages])
+    lines = (line.split() for line in planned.splitlines() if line.startswith(("Purg ", "Remv ")))
+    others = sorted({words[1].partition(":")[0] for words in lines} - set(packages))
+    if others:
+        raise Trouble(
+            f"installed since, and in need of what stacklab added: {', '.join(others)}; remove them first"
+        )
+
+
+def _folders_of(packages: Iterable[str]) -> set[str]:
+    """The folders that packages have in the trees of what outlives them, and those of no other package."""
+    listed: set[str] = set()
+    for name in packages:
+        with contextlib.suppress(Trouble):
+            listed.update(_output(["dpkg-query", "--listfiles", name]).splitlines())
+    inside = {path for path in listed if path.startswith(tuple(f"{tree}/" for tree in TREES))}
+    return {path for path in inside if Path(path).is_dir()}
+
+
+def _remove_folders(folders: Iterable[str], entry: dict[str, Any]) -> None:
+    """Remove folders that came with packages and outlive them, unless a package that stays has them, too.
+
+    And whatever else there is of the users that came with them.
+    """
+    for user in entry["users"]:
+        for tree in (*TREES, "/run"):
+            found = _output(["find", tree, "-xdev", "-user", user, "-prune", "-print"], check=False)
+            folders = {*folders, *found.splitlines()}
+    for path in sorted(folders):
+        place = Path(path)
+        if (
+            not os.path.lexists(place)
+            or subprocess.run(["dpkg-query", "--search", path], capture_output=True, check=False).returncode
+            == 0
+        ):
+            continue
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+
+
+def _end_processes(users: Iterable[str]) -> None:
+    """End what still runs as one of these users: no unit has it, and it would keep the user from going."""
+    ids = set()
+    for user in users:
+        with contextlib.suppress(KeyError):
+            ids.add(pwd.getpwnam(user).pw_uid)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid in ids:
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+def _units(services: set[str]) -> list[str]:
+    """The units of the steps of services, of all where none is named; the last started first.
+
+    A unit that a service which stays has, too, is not among them.
+    """
+    steps = [step for name in ("steps.json", "final.json") for step in _read(STATE / name)]
+    mine, others = [], set()
+    for step in steps:
+        if not services or step["id"].partition("/")[0] in services:
+            mine += [unit for unit in step.get("units", ()) if unit not in mine]
+        else:
+            others.update(step.get("units", ()))
+    return [unit for unit in reversed(mine) if unit not in others]
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+@contextlib.contextmanager
+def _starts_forbidden() -> Iterator[None]:
+    """Meanwhile no package starts a service. A policy that the owner has is put back."""
+    kept = STATE / "policy-rc.d"
+    if POLICY.exists() and PLACED not in POLICY.read_text(errors="replace"):
+        shutil.copy2(POLICY, kept)
+    POLICY.write_text(f"#!/bin/sh\n# {PLACED} while it installs packages\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        if kept.exists():
+            shutil.move(kept, POLICY)
+        else:
+            POLICY.unlink()
+
+
+def _links() -> list[str]:
+    """What is enabled: the links by which a unit starts with another."""
+    return sorted(str(path) for kind in ("wants", "requires") for path in LINKS.glob(f"*.{kind}/*"))
+
+
+def _folders() -> list[str]:
+    depth = ["-maxdepth", str(DEPTH), "-type", "d", "-not", "-path", f"{STATE}*"]
+    return sorted(
+        _output(
+            ["find", *[tree for tree in TREES if Path(tree).is_dir()], "-xdev", *depth], check=False
+        ).splitlines()
+    )
+
+
+def _apt(log: Any, argv: Sequence[str]) -> None:
+    """Run apt or dpkg to its end, whoever still listens. Raises Trouble with the end of what it said."""
+    lock = ["--option=DPkg::Lock::Timeout=300", "--option=Dpkg::Use-Pty=0"] if argv[0] == "apt-get" else []
+    log.write(f"\n$ {' '.join(argv)}\n".encode())
+    log.flush()
+    offset = LOG.stat().st_size
+    done = subprocess.run(
+        [argv[0], *lock, *argv[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=_environment(),
+        start_new_session=True,
+        check=False,
+    )
+    if done.returncode:
+        with LOG.open("rb") as said:
+            said.seek(offset)
+            tail = said.read().decode(errors="replace").splitlines()[-TAIL:]
+        raise Trouble("\n".join((f"`{' '.join(argv[:3])} ...` ended with {done.returncode}", *tail)))
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "HOME": "/root",
+        "DEBIAN_FRONTEND": "noninteractive",
+        "APT_LISTCHANGES_FRONTEND": "none",
+        "NEEDRESTART_MODE": "l",
+    }
+
+
+def _output(argv: Sequence[str], *, check: bool = True) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment())
+    if check and done.returncode:
+        raise Trouble(f"`{argv[0]}`: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _quietly(*argv: str) -> None:
+    subprocess.run(argv, capture_output=True, check=False, env=_environment())
+
+
+def _switch(verb: str) -> None:
+    """Stop or start the units of all services, in the order that fits."""
+    units = _units(set())
+    if units:
+        done = subprocess.run(
+            ["systemctl", verb, *(units if verb == "stop" else reversed(units))],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise Trouble(f"systemctl {verb}: {done.stderr.strip()}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do what the arguments say."""
+    verb, words = arguments[0], list(arguments[1:])
+    if os.geteuid() != 0:
+        raise Trouble("only root may do this")
+    # The one who asked may go away; a purge in the middle of its work is worse than one that nobody sees.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for folder in (STATE, LOG.parent):
+        if verb == "open" or STATE.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+    if not STATE.exists():
+        return
+    with (Path("/run") / "stacklab-ledger.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ledger = Ledger()
+        verbs: dict[str, Callable[[], None]] = {
+            "open": lambda: ledger.open(words[0]),
+            "install": lambda: install(ledger, words[0], words[1:]),
+            "retire": lambda: retire(words),
+            "forget": lambda: forget(words),
+            "undo": lambda: undo(ledger, words),
+            "stop": lambda: _switch("stop"),
+            "start": lambda: _switch("start"),
+        }
+        verbs[verb]()
+    if not STATE.exists():
+        Path("/run/stacklab-ledger.lock").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Trouble as trouble:
+        sys.exit(str(trouble))

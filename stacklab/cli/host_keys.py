@@ -1,0 +1,33 @@
+"""The keys of hosts that nobody knows: shown to the user, who says whether they are right."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from stacklab.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from stacklab.remote.connection import HostKey
+
+
+def asking(screen: Progress, *, always: bool) -> "Callable[[Sequence[HostKey]], bool]":
+    """What asks the user about host keys, with the screen held meanwhile. always: take them for right.
+
+    Where there is no terminal to ask on, they are refused.
+    """
+
+    def accept(keys: "Sequence[HostKey]") -> bool:
+        if not always and not sys.stdin.isatty():
+            return False
+        screen.__exit__(None, None, None)
+        try:
+            for key in keys:
+                where = f"{key.node.name} ({key.node.address}, port {key.node.port})"
+                typer.echo(f"host key of {where}: {key.algorithm} {key.fingerprint}", err=True)
+            return always or typer.confirm("Are these the right ones?", err=True)
+        finally:
+            screen.__enter__()
+
+    return accept

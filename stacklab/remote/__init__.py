@@ -1,0 +1,1 @@
+"""Machines that are there already: reached over SSH, judged, and left as they were found."""
