@@ -15,12 +15,13 @@ Layer = Annotated[int, typer.Option("--layer", min=1, help="Check memory and dis
 
 
 def doctor(layer: Layer = 1, output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
-    """Check this machine, prove KVM by booting a kernel, and say what to do.
+    """Check this machine, prove KVM by booting a kernel, and say which kinds of nodes run here.
 
     Ends with exit code 3 when a lab cannot be built here; warnings do not count.
     """
     from stacklab.blueprint import DEFAULT_PROFILE
     from stacklab.host.checks import State, examine, needs_of
+    from stacklab.host.kind_checks import kind_findings
     from stacklab.model.catalog import Catalog
 
     home = Home.from_environment()
@@ -30,6 +31,7 @@ def doctor(layer: Layer = 1, output: OutputOption = Output.TABLE, verbose: Verbo
     cuts = catalog.graph(profile.name).cuts(layer, (), ())
     needs = needs_of((service for cut in cuts for service in cut), images=True)
     findings = examine(home, needs, release.distribution, release.pockets)
+    findings += kind_findings(findings, home.cache)
 
     if output is Output.JSON:
         print_json(findings)

@@ -12,7 +12,7 @@ from stacklab.errors import HostUnfit
 from stacklab.home import Home
 from stacklab.host import kinds, kvm
 from stacklab.host.apt import host_mirror, missing_suite
-from stacklab.host.facts import LIBVIRT_DRIVERS, PROGRAMS, Facts, gather
+from stacklab.host.facts import DEVICES, LIBVIRT_DRIVERS, PROGRAMS, Facts, gather
 from stacklab.lab.cgroups import is_unified
 from stacklab.lab.lab import HOST, Lab, LabSettings
 from stacklab.model.service import Service
@@ -137,6 +137,16 @@ def _tun(facts: Facts, needs: Needs) -> Result:
     return _ok("/dev/net/tun is there")
 
 
+def _devices(facts: Facts, needs: Needs) -> Result:
+    missing = [DEVICES[word] for word in ("fuse", "loop") if word not in facts.features]
+    if missing:
+        words = " and no ".join(missing)
+        return _warning(
+            f"there is no {words}: packages cannot be put into virtual machines", "modprobe -a fuse loop"
+        )
+    return _ok("disks of virtual machines can be mounted")
+
+
 def _cgroups(facts: Facts, needs: Needs) -> Result:
     if not facts.cgroups:
         return _failed("no control groups are mounted", "mount -t cgroup2 cgroup2 /sys/fs/cgroup")
@@ -236,6 +246,7 @@ CHECKS = (
     Check("overlay", _overlay),
     Check("network devices", _network),
     Check("tun", _tun),
+    Check("fuse and loop", _devices),
     Check("memory", _memory),
     Check("disk", _disk),
     Check("open vswitch", _openvswitch),
@@ -377,7 +388,7 @@ def _needs(home: Home, blueprint: Blueprint) -> Needs:
 
 
 def _needs_root(check: Check) -> bool:
-    return check.judge in (_namespaces, _overlay, _network, _tun, _cgroups)
+    return check.judge in (_namespaces, _overlay, _network, _tun, _devices, _cgroups)
 
 
 def _size(mib: int) -> str:

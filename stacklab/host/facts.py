@@ -22,11 +22,13 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "nsenter": "util-linux",
     "qemu-img": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-common",
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
 }
+DEVICES = {"tun": "/dev/net/tun", "fuse": "/dev/fuse", "loop": "/dev/loop-control"}
 LIBVIRT_DRIVERS = ("lxc", "network", "qemu")
 
 # Each line is tried in namespaces of its own, as the labs do it, for only that tells whether this machine and
@@ -54,8 +56,9 @@ class Space:
 class Facts:
     """A machine, as the checks see it. Sizes in MiB.
 
-    features: the words of the probe that work, and `tun`. controllers: those of the control groups. programs:
-    where those of PROGRAMS are; those that are not installed are missing. openvswitch: its module is loaded.
+    features: the words of the probe that work, and of DEVICES that are there. controllers: those of the
+    control groups. programs: where those of PROGRAMS are; those that are not installed are missing.
+    openvswitch: its module is loaded.
     """
 
     user: int = 0
@@ -63,7 +66,9 @@ class Facts:
     distribution: str = "debian"
     version: str = "12"
     kernel: str = "6.12"
-    features: frozenset[str] = frozenset({"namespaces", "overlay", "veth", "bridge", "proc", "tun"})
+    features: frozenset[str] = frozenset(
+        {"namespaces", "overlay", "veth", "bridge", "proc", "tun", "fuse", "loop"}
+    )
     cgroups: tuple[Hierarchy, ...] = ()
     controllers: frozenset[str] = frozenset({"memory"})
     cgroups_writable: bool = True
@@ -117,7 +122,7 @@ def _space(folder: Path) -> Space:
 
 def _features(folder: Path) -> frozenset[str]:
     """What works of the probe; it is tried in `folder`, as an overlay may not lie on every file system."""
-    tun = {"tun"} if Path("/dev/net/tun").exists() else set()
+    devices = {word for word, device in DEVICES.items() if Path(device).exists()}
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".probe-") as work:
             done = subprocess.run(
@@ -140,8 +145,8 @@ def _features(folder: Path) -> frozenset[str]:
                 check=False,
             )
     except OSError:  # not root, a read-only disk, or no unshare: other checks say so
-        return frozenset(tun)
-    return frozenset(done.stdout.split()) | tun
+        return frozenset(devices)
+    return frozenset(done.stdout.split()) | devices
 
 
 def _controllers(present: Sequence[Hierarchy]) -> frozenset[str]:

@@ -8,8 +8,18 @@ import pytest
 
 from stacklab.blueprint import UpRequest, resolve
 from stacklab.home import Home
-from stacklab.host.checks import Finding, Needs, State, judge, needs_of, nodes_finding
+from stacklab.host import kinds, kvm
+from stacklab.host.checks import (
+    Finding,
+    Needs,
+    State,
+    host_facts,
+    judge,
+    needs_of,
+    nodes_finding,
+)
 from stacklab.host.facts import PROGRAMS, Facts, Space, gather
+from stacklab.host.kind_checks import kind_findings
 from stacklab.lab.cgroups import Hierarchy
 from stacklab.lab.lab import Lab
 from stacklab.model.service import Needs as ServiceNeeds
@@ -130,3 +140,40 @@ def test_nodes_that_are_too_small_for_the_chosen_services_are_told_with_figures(
     assert found.state is State.FAILED
     assert "may take 1.0 GiB, the lab takes 2." in found.what
     assert "--without" in found.advice
+
+
+@pytest.fixture
+def with_kvm(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A machine whose KVM was proved to work, or not to."""
+    monkeypatch.setattr(kvm, "known", lambda _cache: kvm.Proof(request.param, "tried"))
+    monkeypatch.setattr(kvm, "is_nested", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("with_kvm", "taken", "words"),
+    [(True, "vm", "nearly at this machine's own speed"), (False, "lxc", "3 to 6 times as long")],
+    indirect=["with_kvm"],
+)
+@pytest.mark.usefixtures("with_kvm")
+def test_the_kinds_of_nodes_are_told_with_their_speed(taken: str, words: str, tmp_path: Path) -> None:
+    found = {item.name: item for item in kind_findings(judge(FIT, NEEDS), tmp_path)}
+    assert words in found["nodes: vm"].what
+    assert [name for name, item in found.items() if "auto" in item.what] == [f"nodes: {taken}"]
+    assert kinds.best(tmp_path) == taken
+
+
+def test_a_kind_that_this_machine_cannot_run_names_what_is_missing(tmp_path: Path) -> None:
+    facts = replace(FIT, features=FIT.features - {"fuse", "overlay"})
+    lxc, vm = kind_findings(judge(facts, NEEDS), tmp_path)
+    assert (lxc.state, lxc.what) == (State.WARNING, "not here: overlay")
+    assert (vm.state, vm.what) == (State.WARNING, "not here: fuse and loop, overlay")
+
+
+@pytest.mark.parametrize(
+    ("with_kvm", "patience"), [(True, 1.0), (False, kinds.EMULATED)], indirect=["with_kvm"]
+)
+@pytest.mark.usefixtures("with_kvm")
+def test_only_an_emulated_node_is_waited_for_longer(patience: float, tmp_path: Path) -> None:
+    home = Home(tmp_path / "state", tmp_path / "cache")
+    assert host_facts(home, "vm").patience == patience
+    assert host_facts(home, "lxc").patience == 1.0

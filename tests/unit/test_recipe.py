@@ -157,3 +157,14 @@ def test_a_lab_starts_from_the_deepest_image_that_matches(
     assert deepest(store, blueprint(catalog), HOST, {}) == (1, images[1])
     append(catalog / "services" / "lower" / "files" / "etc" / "lower.conf.j2", "more\n")
     assert deepest(store, blueprint(catalog), HOST, {}) is None
+
+
+def test_only_virtual_machines_depend_on_what_their_disk_is_made_of(catalog: Path) -> None:
+    lxc, vm = (blueprint(catalog, node_kind=kind) for kind in ("lxc", "vm"))
+    assert list(changes(recipe(lxc, 1, HOST, {}), recipe(vm, 1, HOST, {}))) == ["disk is new"]
+
+
+def test_an_emulated_node_has_more_time_for_each_step_and_is_otherwise_rendered_alike(catalog: Path) -> None:
+    patient = replace(HOST, patience=3.0)
+    found = list(changes(recipe(blueprint(catalog), 1, HOST, {}), recipe(blueprint(catalog), 1, patient, {})))
+    assert found == ["files controller /var/lib/stacklab/steps.json changed"]

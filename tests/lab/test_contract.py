@@ -1,0 +1,216 @@
+"""What every kind of node does alike: one contract, tested on a node of each kind with the base system only.
+
+Costs about two minutes on two cores, most of it where virtual machines are emulated. The tests run in the
+order of the file, once per kind. All of layer 1 on virtual machines is in test_vm.py.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stacklab.children import BOUND
+from stacklab.errors import UsageError
+from stacklab.freeze import SECRETS, freeze, thaw
+from stacklab.home import Home
+from stacklab.host.apt import host_mirror
+from stacklab.host.archive import Archive
+from stacklab.images.base import ensure_base
+from stacklab.images.disk import ensure_disk
+from stacklab.images.packages import Downloads, Installation
+from stacklab.images.store import Image, Store
+from stacklab.lab.access import ensure_keys, identity_files, wait_for_ssh
+from stacklab.lab.lab import Lab, LabSettings
+from stacklab.model.catalog import Catalog
+from stacklab.provide.provider import Node, NodeState
+from stacklab.restore import store_of
+from tests.lab.machine import Machine, left_over_since
+from tests.lab.program import Program, wait_for
+
+KINDS = ("lxc", "vm")
+NODE = Node("controller", "10.20.0.11", ("controller",), memory=768, cpus=2)
+PACKAGE = "hello"
+EVENT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A lab of one kind with one node, and what it was made of."""
+
+    lab: Lab
+    store: Store
+    downloads: Downloads
+    before: Machine
+
+    def state(self) -> NodeState:
+        return self.lab.provider.state(NODE)
+
+    def run(self, command: str) -> str:
+        """What a shell command on the node prints; it has to succeed."""
+        done = subprocess.run(
+            [*BOUND, *self.lab.ssh_command(NODE.name, [command])], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def events(self, kind: str) -> list[float]:
+        """When events of a kind were recorded, in seconds since the epoch."""
+        return [event.time.timestamp() for event in self.lab.journal.read() if event.type == kind]
+
+
+def image_for(kind: str, store: Store, downloads: Downloads, log: Path) -> Image:
+    """What nodes of a kind start from: the base system and nothing more."""
+    release = Catalog.load(()).release("epoxy")
+    base = ensure_base(store, release, host_mirror(), downloads.base, log)
+    if kind != "vm":
+        return base
+    archive = Archive(
+        host_mirror(), release.pockets, downloads.folder / "guest", components=release.components
+    )
+    archive.update()
+    return ensure_disk(store, base, archive, downloads, log)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def bench(request: pytest.FixtureRequest, program: Program) -> Iterator[Bench]:
+    """A lab whose node has been made and not started yet; destroyed at the end."""
+    kind = str(request.param)
+    home = Home(program.state, program.cache)
+    store, downloads = store_of(home), Downloads(home.cache / "packages")
+    image = image_for(kind, store, downloads, program.state.parent / "images.log")
+    before = Machine.look(program.state)
+    lab = Lab(home, f"test-{kind}")
+    lab.save(LabSettings(profile="openstack", release="epoxy", topology="t", node_kind=kind, nodes=(NODE,)))
+    (lab.folder / SECRETS).write_text("{}\n")
+    try:
+        lab.namespace.start()
+        ensure_keys(lab, (NODE,))
+        folders = store.lower(image, NODE.name)
+        assert lab.provider.state(NODE) is NodeState.ABSENT
+        lab.provider.create(NODE, folders, identity_files(lab, NODE))
+        yield Bench(lab, store, downloads, before)
+    finally:
+        lab.destroy()
+
+
+def test_a_node_that_is_made_is_off_and_stands_on_its_image(bench: Bench) -> None:
+    assert bench.state() is NodeState.STOPPED
+    assert all(folder.is_relative_to(bench.store.folder) for folder in bench.lab.provider.image(NODE))
+
+
+def test_it_starts_as_itself(bench: Bench) -> None:
+    assert bench.lab.start()
+    assert bench.state() is NodeState.RUNNING
+    assert bench.run("hostname") == NODE.name
+    assert len(bench.run("cat /etc/machine-id")) == 32
+    assert f"{NODE.address}/24" in bench.run("ip -brief address show eth0")
+    assert bench.run("ip -brief link show eth1").split()[1] == "UP"
+    wait_for("systemd has nothing left to start", lambda: not bench.run("systemctl list-jobs -q"), 120)
+    assert bench.run("systemctl --failed --quiet --plain --no-legend list-units") == ""
+
+
+def test_to_start_it_again_changes_nothing(bench: Bench) -> None:
+    boot = bench.run("stat -c %Y /proc/1")
+    assert not bench.lab.start()
+    assert bench.run("stat -c %Y /proc/1") == boot
+
+
+def test_packages_are_installed_and_it_runs_on(bench: Bench) -> None:
+    log = bench.lab.folder / "images.log"
+    bench.lab.provider.install(NODE, Installation([PACKAGE], bench.downloads, log))
+    wait_for_ssh(bench.lab, NODE)
+    assert bench.run(f"dpkg-query --show --showformat='${{db:Status-Status}}' {PACKAGE}") == "installed"
+    assert bench.run("hostname") == NODE.name
+
+
+def test_what_was_frozen_comes_back_and_what_came_later_does_not(bench: Bench) -> None:
+    bench.run(
+        "echo before > /root/mark; ln -s mark /root/link; mkdir -m 700 /root/own; rm /etc/debian_version"
+    )
+    host_key = bench.run("cat /etc/ssh/ssh_host_ed25519_key.pub")
+    machine = bench.run("cat /etc/machine-id")
+    image = freeze(bench.lab, bench.store, "checkpoint", {"lab": bench.lab.name, "name": "", "n": 1})
+    assert bench.state() is NodeState.RUNNING, "the lab runs on"
+    bench.run("echo after > /root/mark; touch /root/later; sync")
+    thaw(bench.lab, bench.store, image)
+    assert bench.state() is NodeState.STOPPED
+    assert bench.lab.start()
+    assert bench.run("cat /root/mark /root/link") == "before\nbefore"
+    assert bench.run("ls -A /root | grep -c later || true") == "0"
+    assert bench.run("stat -c %a /root/own") == "700"
+    assert bench.run("test ! -e /etc/debian_version && echo gone") == "gone"
+    assert bench.run("cat /etc/ssh/ssh_host_ed25519_key.pub") == host_key, "the lab's own key"
+    assert bench.run("cat /etc/machine-id") != machine, "another copy of the image"
+    assert bench.store.name_of(bench.lab.provider.image(NODE)[0]) == image.name
+
+
+def test_a_node_that_ends_by_itself_is_in_the_journal_at_once_and_starts_again(bench: Bench) -> None:
+    began = time.time()
+    os.kill(first_process(bench.lab), signal.SIGKILL)
+    wait_for("the node is off", lambda: bench.state() is NodeState.STOPPED, 10)
+    crashed = [moment for moment in bench.events("stacklab.node.crashed") if moment > began]
+    assert crashed
+    assert crashed[0] - began < EVENT_SECONDS
+    assert bench.lab.start()
+    assert bench.run("cat /root/mark") == "before"
+
+
+def test_its_memory_is_kept_where_it_can_be(bench: Bench) -> None:
+    inputs = {"lab": bench.lab.name, "name": "", "n": 2}
+    if bench.lab.settings.node_kind != "vm":
+        with pytest.raises(UsageError, match="cannot keep their memory"):
+            freeze(bench.lab, bench.store, "checkpoint", inputs, memory=True)
+        assert bench.run("cat /root/mark") == "before"
+        return
+    bench.run("mkdir -p /run/only-in-memory")
+    boot = bench.run("cat /proc/sys/kernel/random/boot_id")
+    image = freeze(bench.lab, bench.store, "checkpoint", inputs, memory=True)
+    assert bench.run("cat /proc/sys/kernel/random/boot_id") == boot, "the lab runs on"
+    bench.run("rmdir /run/only-in-memory")
+    thaw(bench.lab, bench.store, image)
+    bench.lab.start()
+    assert bench.run("cat /proc/sys/kernel/random/boot_id; ls -d /run/only-in-memory").split() == [
+        boot,
+        "/run/only-in-memory",
+    ]
+    assert abs(float(bench.run("date +%s.%N")) - time.time()) < 2.0
+
+
+def test_it_is_shut_down_in_order(bench: Bench) -> None:
+    bench.run("echo kept > /root/unsynced")
+    bench.lab.stop()
+    assert bench.state() is NodeState.STOPPED
+    bench.lab.start()
+    assert bench.run("cat /root/unsynced") == "kept"
+    last = bench.run("journalctl --boot=-1 --quiet --no-pager --lines=40 --output=cat")
+    assert "Reached target" in last, "the journal of the boot before ends with an orderly shutdown"
+    assert "shutdown.target" in last or "System Power Off" in last or "Power-Off" in last
+
+
+def test_nothing_is_left_of_it(bench: Bench) -> None:
+    bench.lab.destroy()
+    assert not bench.lab.folder.exists()
+    assert not left_over_since(bench.before, bench.lab.home.state)
+
+
+def first_process(lab: Lab) -> int:
+    """The process whose end is that of the node: QEMU, or the first one of the container."""
+    group = f"/stacklab/{lab.namespace.group}/"
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            inside = (folder / "status").read_text().partition("NSpid:")[2].splitlines()[0].split()
+            ours = group in (folder / "cgroup").read_text()
+        except (OSError, IndexError):  # it has ended
+            continue
+        is_qemu = words[0].endswith(b"qemu-system-x86_64") and f"guest={NODE.name}".encode() in b" ".join(
+            words
+        )
+        if ours and (is_qemu or (len(inside) == 3 and inside[-1] == "1")):
+            return int(folder.name)
+    raise AssertionError("the node has no process")
