@@ -1,4 +1,4 @@
-"""What holds for all unit tests: they do not depend on whether the machine has KVM, nor boot a kernel to see."""
+"""Unit tests do not depend on whether the machine has KVM, nor boot a kernel to see."""
 
 import pytest
 

@@ -21,7 +21,7 @@ from stacklab.host.checks import (
 from stacklab.host.facts import PROGRAMS, Facts, Space, gather
 from stacklab.host.kind_checks import kind_findings
 from stacklab.lab.cgroups import Hierarchy
-from stacklab.lab.lab import Lab
+from stacklab.lab.lab import Lab, LabSettings
 from stacklab.model.service import Needs as ServiceNeeds
 from stacklab.model.service import Service
 
@@ -175,5 +175,6 @@ def test_a_kind_that_this_machine_cannot_run_names_what_is_missing(tmp_path: Pat
 @pytest.mark.usefixtures("with_kvm")
 def test_only_an_emulated_node_is_waited_for_longer(patience: float, tmp_path: Path) -> None:
     home = Home(tmp_path / "state", tmp_path / "cache")
-    assert host_facts(home, "vm").patience == patience
-    assert host_facts(home, "lxc").patience == 1.0
+    virtual = LabSettings(profile="p", release="r", topology="t", node_kind="vm")
+    assert host_facts(home, virtual).patience == patience
+    assert host_facts(home, virtual.model_copy(update={"node_kind": "lxc"})).patience == 1.0
