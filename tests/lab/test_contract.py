@@ -26,6 +26,7 @@ from stacklab.images.packages import Downloads, Installation
 from stacklab.images.store import Image, Store
 from stacklab.lab.access import ensure_keys, identity_files, wait_for_ssh
 from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.namespace import Namespace
 from stacklab.model.catalog import Catalog
 from stacklab.provide.provider import Node, NodeState
 from stacklab.restore import store_of
@@ -200,7 +201,7 @@ def test_nothing_is_left_of_it(bench: Bench) -> None:
 
 def first_process(lab: Lab) -> int:
     """The process whose end is that of the node: QEMU, or the first one of the container."""
-    group = f"/stacklab/{lab.namespace.group}/"
+    group = f"/stacklab/{Namespace(lab.folder, lab.name).group}/"
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
