@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stacklab.cli.options import Output, OutputOption, Verbose, examples
+from stacklab.cli.options import Output, OutputOption, Verbose, complete_image, examples
 from stacklab.cli.screen import print_json, print_table
 from stacklab.home import Home
 
@@ -19,7 +19,12 @@ EXAMPLES = examples(
 )
 app = typer.Typer(no_args_is_help=True, help="See and move the images that labs start from.", epilog=EXAMPLES)
 
-Name = Annotated[str, typer.Argument(metavar="IMAGE", help="The image's name, or its beginning.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE", autocompletion=complete_image, help="The image's name, or its beginning."
+    ),
+]
 MIB = 2**20
 
 
@@ -74,7 +79,10 @@ def remove(name: Name, output: OutputOption = Output.TABLE, verbose: Verbose = F
     store = store_of(home)
     image = store.get(name)
     remove_unused(home, store, image)
-    typer.echo(f"{image.name} is gone.")
+    if output is Output.JSON:
+        print_json({"image": image.name, "removed": True})
+    else:
+        typer.echo(f"{image.name} is gone.")
 
 
 @app.command("prune")
@@ -132,7 +140,11 @@ def export(
 
     store = store_of(Home.from_environment())
     images = export_image(store, store.get(name), file)
-    typer.echo(f"{file}: {', '.join(image.name for image in images)}, {file.stat().st_size / MIB:.0f} MiB")
+    names, size = [image.name for image in images], file.stat().st_size
+    if output is Output.JSON:
+        print_json({"file": file, "images": names, "bytes": size})
+    else:
+        typer.echo(f"{file}: {', '.join(names)}, {size / MIB:.0f} MiB")
 
 
 @app.command("import")
@@ -146,4 +158,7 @@ def import_(
     from stacklab.restore import store_of
 
     taken = import_images(store_of(Home.from_environment()), file)
-    typer.echo("\n".join(taken) or "All of it was here already.")
+    if output is Output.JSON:
+        print_json({"taken": taken})
+    else:
+        typer.echo("\n".join(taken) or "All of it was here already.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stacklab.cli.enter import become
-from stacklab.cli.options import LabOption, Verbose, examples
+from stacklab.cli.options import LabOption, Verbose, complete_service, examples
 from stacklab.errors import StacklabError, UsageError
 from stacklab.home import Home
 
@@ -21,7 +21,12 @@ EXAMPLES = examples("stacklab logs nova", "stacklab logs keystone -f", "stacklab
 
 def logs(
     service: Annotated[
-        str, typer.Argument(metavar="SERVICE", help="The service, as `stacklab services` lists it.")
+        str,
+        typer.Argument(
+            metavar="SERVICE",
+            autocompletion=complete_service,
+            help="The service, as `stacklab services` lists it.",
+        ),
     ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     node: Annotated[

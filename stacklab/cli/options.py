@@ -1,6 +1,8 @@
 """The options that several verbs share."""
 
+import os
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +23,27 @@ def _complete_lab(incomplete: str) -> list[str]:
         return sorted(lab.name for lab in labs.iterdir() if lab.name.startswith(incomplete))
     except OSError:  # no labs yet, or not root: no suggestions
         return []
+
+
+def complete_service(incomplete: str) -> list[str]:
+    """The services of stacklab itself and of $STACKLAB_PATH, by their folders; the last one of a,b,c."""
+    from stacklab.home import data_dir
+
+    named = filter(None, os.environ.get("STACKLAB_PATH", "").split(os.pathsep))
+    sources = [data_dir() / "profiles", *map(Path, named)]
+    files = [file for source in sources for file in source.glob("services/*/service.yaml")]
+    before, comma, begun = incomplete.rpartition(",")
+    return sorted(
+        {f"{before}{comma}{file.parent.name}" for file in files if file.parent.name.startswith(begun)}
+    )
+
+
+def complete_image(incomplete: str) -> list[str]:
+    """The images in the cache."""
+    from stacklab.home import Home
+
+    files = (Home.from_environment().cache / "images").glob("*/image.json")
+    return sorted(file.parent.name for file in files if file.parent.name.startswith(incomplete))
 
 
 def _set_verbose(context: typer.Context, value: bool) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stacklab.cli.options import complete_service
+
 if TYPE_CHECKING:
     from stacklab.blueprint import UpRequest
 
@@ -45,11 +47,18 @@ NodeKindOption = Annotated[
 ]
 With = Annotated[
     list[str] | None,
-    typer.Option("--with", metavar="SERVICES", help="Add services: a,b,c; repeatable."),
+    typer.Option(
+        "--with", metavar="SERVICES", autocompletion=complete_service, help="Add services: a,b,c; repeatable."
+    ),
 ]
 Without = Annotated[
     list[str] | None,
-    typer.Option("--without", metavar="SERVICES", help="Leave services out: a,b,c; repeatable."),
+    typer.Option(
+        "--without",
+        metavar="SERVICES",
+        autocompletion=complete_service,
+        help="Leave services out: a,b,c; repeatable.",
+    ),
 ]
 SearchPath = Annotated[
     list[Path] | None,

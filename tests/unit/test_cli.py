@@ -25,10 +25,11 @@ from stacklab.cli.plan import lines
 from stacklab.cli.request import up_command
 from stacklab.cli.screen import print_table
 from stacklab.home import Home
+from stacklab.images.store import Store
 from stacklab.lab import Lab, LabSettings
 from stacklab.plan import Plan, PlannedFile, PlannedImage, PlannedLayer
 from stacklab.provide.provider import Node
-from tests.unit.catalogs import write_service
+from tests.unit.catalogs import write, write_service
 
 runner = CliRunner()
 VERBS = sorted(str(command.name) for command in app.registered_commands)
@@ -555,6 +556,36 @@ def test_each_of_these_ways_leads_on(orphan: Lab, tmp_path: Path) -> None:
 def test_status_and_logs_need_no_files_of_services(orphan: Lab) -> None:
     assert runner.invoke(app, ["status", "--lab", "blue"]).exit_code == 0
     assert units_of(orphan, "motd", "") == ("controller", ["motd", "motd-timer"])
+
+
+# Programs that read, and the tab key
+
+
+def test_what_images_are_removed_is_told_to_programs_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stacklab.images.store.seal_in_background", lambda folder: None)
+    image = Store(home.cache / "images").ensure("layer", {"x": 1}, lambda folder: None)
+    done = runner.invoke(app, ["images", "rm", image.name, "--output", "json"])
+    assert json.loads(done.stdout) == {"image": image.name, "removed": True}
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("status --lab b", ["blue"]),
+        ("logs keys", ["keystone"]),
+        ("up --with memc", ["memcached"]),
+        ("up --without glance,memc", ["glance,memcached"]),
+        ("images rm layer-", ["layer-1"]),
+        ("destr", ["destroy"]),
+    ],
+)
+def test_the_tab_key_completes(typed: str, completed: list[str], lab: Lab, home: Home) -> None:
+    write(home.cache / "images" / "layer-1" / "image.json", "{}")
+    words = f"stacklab {typed}"
+    shell = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_STACKLAB_COMPLETE": "complete_bash"}
+    argv = [sys.executable, "-c", "from stacklab.cli.main import main; main()"]
+    done = subprocess.run(argv, env=os.environ | shell, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == completed
 
 
 # Tables
