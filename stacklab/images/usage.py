@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from stacklab.errors import UsageError
 from stacklab.files import remove_tree
 from stacklab.home import Home
 from stacklab.images.store import Image, Store
 from stacklab.lab.lab import Lab
-from stacklab.provide.provider import NodeState
 
 
 def users(home: Home, store: Store) -> Mapping[str, list[str]]:
@@ -27,12 +27,10 @@ def users(home: Home, store: Store) -> Mapping[str, list[str]]:
 
 def images_of(lab: Lab, store: Store) -> set[str]:
     """The names of the images that a lab stands on, or is being put on."""
-    trees = {
-        tree
-        for node in lab.settings.nodes
-        if lab.provider.state(node) is not NodeState.ABSENT
-        for tree in lab.provider.image(node)
-    }
+    trees: set[Path] = set()
+    for node in lab.settings.nodes:
+        with contextlib.suppress(FileNotFoundError):  # it has no disk; libvirt may just be ending
+            trees.update(lab.provider.image(node))
     names = {store.name_of(tree) for tree in trees if tree.is_relative_to(store.folder)}
     if lab.settings.thawing:
         names.add(lab.settings.thawing)
