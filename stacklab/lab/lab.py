@@ -251,20 +251,14 @@ class Lab:
             shut_down(self.controller)
         self.namespace.stop()
 
-    def destroy(self) -> None:
+    def destroy(self, *, leave_unreachable: bool = False) -> None:
         """End everything of the lab by force and remove its folder; hosts are left as they were before.
 
-        Raises StepFailed when a host cannot be, and keeps the lab for another try.
+        Raises StepFailed when a host cannot be, and keeps the lab for another try. leave_unreachable: hosts
+        that do not answer are left as they are.
         """
         if self.has_hosts:
-            states = dict(
-                zip(self.settings.nodes, _at_once(self.provider.state, self.settings.nodes), strict=True)
-            )
-            _refuse_unreachable([node for node, state in states.items() if state is NodeState.UNREACHABLE])
-            _at_once(
-                self.provider.destroy,
-                [node for node, state in states.items() if state is not NodeState.ABSENT],
-            )
+            self._undo_hosts(leave_unreachable)
         self.namespace.stop()
         self.journal.close()
         remove_tree(self.folder)
@@ -274,6 +268,20 @@ class Lab:
                 folder.rmdir()
             except OSError:
                 break
+
+    def _undo_hosts(self, leave_unreachable: bool) -> None:
+        states = zip(self.settings.nodes, _at_once(self.provider.state, self.settings.nodes), strict=True)
+        found = {node: state for node, state in states if state is not NodeState.ABSENT}
+        silent = [node for node, state in found.items() if state is NodeState.UNREACHABLE]
+        if not leave_unreachable:
+            _refuse_unreachable(silent, "or --leave-unreachable, and what they have stays on them")
+
+        def undo(node: Node) -> None:
+            with self.journal.step("leave the host", node.name):
+                self.provider.destroy(node)
+
+        self._network.start()  # a lab that is off is reached all the same
+        _at_once(undo, [node for node in found if node not in silent])
 
     def environment(self) -> dict[str, str]:
         """The variables that give an OpenStack client the cloud's administrator."""
@@ -343,11 +351,11 @@ def _at_once(action: Callable[[Node], Result], nodes: Sequence[Node]) -> list[Re
         return [done.result() for done in [pool.submit(action, node) for node in nodes]]
 
 
-def _refuse_unreachable(nodes: Sequence[Node]) -> None:
+def _refuse_unreachable(nodes: Sequence[Node], otherwise: str = "") -> None:
     if nodes:
         raise StepFailed(
             f"not reached over SSH: {', '.join(f'{node.name} ({node.address})' for node in nodes)}",
-            hint="when they are back, the same command goes on from here",
+            hint="; ".join(("when they are back, the same command goes on from here", otherwise)).strip("; "),
         )
 
 
