@@ -588,7 +588,10 @@ class Walk:
         calls = [["reset-failed", *spent]] * bool(spent)
         # the reload that `enable` does costs 0.3 s and more each time, and was done for all at the beginning
         calls += [["enable", "--quiet", "--no-reload", *off]] * bool(off)
-        calls += [["restart" if restart else "start", *step.units]]
+        # Only what runs is restarted: what another one of them pulls in must not be stopped in its start.
+        running = [state.name for state in states if state.active == "active"]
+        calls += [["restart", *running]] * bool(restart and running)
+        calls += [["start", *step.units]] * (not restart or len(running) < len(states))
         with self._log(step) as (log, path):
             for words in calls:
                 try:
@@ -612,7 +615,8 @@ class Walk:
             waiting = [state.name for state in states if not state.runs]
             if not waiting:
                 break
-            if time.monotonic() > deadline or self.processes.stopped:
+            ended = any(state.active == "inactive" for state in states if not state.runs)
+            if ended or time.monotonic() > deadline or self.processes.stopped:
                 logs = [self.systemd.logs(unit) for unit in waiting]
                 raise StepError(_lines(f"not active: {', '.join(waiting)}", *logs))
             time.sleep(POLL)

@@ -22,6 +22,22 @@ from tests.lab.program import LONG_ENOUGH, Program, TestLab, wait_for
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IMAGE_SECONDS = 300.0  # for an emulated instance to boot and answer
 API_SECONDS = 240.0  # for the services of a node that was just switched on
+# Ask for an address eight times at once, each until something accepts; the status codes are printed.
+AT_ONCE = """
+import sys, time, urllib.error, urllib.request
+from concurrent.futures import ThreadPoolExecutor
+url, token = sys.argv[1:]
+def get(_):
+    for _ in range(1200):
+        try:
+            return urllib.request.urlopen(urllib.request.Request(url, headers={"X-Auth-Token": token})).status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            time.sleep(0.05)
+with ThreadPoolExecutor(8) as pool:
+    print(*pool.map(get, range(8)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +237,24 @@ class TestAServiceFromOutside:
 
 
 class TestFaults:
+    @pytest.mark.parametrize(
+        ("unit", "url"),
+        [
+            ("keystone", "http://10.20.0.11:5000/v3/roles"),
+            ("glance-api", "http://10.20.0.11:9292/v2/images"),
+            ("placement-api", "http://10.20.0.11:8778/resource_providers"),
+            ("neutron-api", "http://10.20.0.11:9696/v2.0/networks"),
+            ("nova-api", "http://10.20.0.11:8774/v2.1/servers"),
+        ],
+    )
+    def test_the_first_requests_after_a_start_are_all_answered(
+        self, layer1: TestLab, unit: str, url: str
+    ) -> None:
+        token = layer1.openstack("token", "issue")["id"]
+        for _ in range(3):
+            layer1.run("ssh", "controller", "--", "systemctl", "restart", unit)
+            assert set(layer1.exec("python3", "-c", AT_ONCE, url, token).split()) == {"200"}
+
     def test_a_killed_libvirtd_is_started_again_and_its_nodes_live_on(self, layer1: TestLab) -> None:
         def found(name: str) -> set[int]:
             return {pid for pid in layer1.processes() if name_of(pid) == name}

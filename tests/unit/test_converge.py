@@ -360,7 +360,7 @@ class TestUnits:
     ) -> None:
         seen = [states(node.walk(units(stamp)))["nova/units"] for stamp in ("one", "one", "two")]
         assert seen == ["passed", "skipped", "passed"]
-        assert [words[0] for words in node.systemd.calls] == ["restart", "restart"]
+        assert [words[0] for words in node.systemd.calls] == ["start", "restart"]
 
     def test_one_that_has_ended_is_started_though_the_stamp_holds(self, node: Node) -> None:
         node.walk(units("one"))
