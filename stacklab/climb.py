@@ -75,6 +75,8 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
 
         return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
     with lab.locked():
+        if lab.exists:
+            lab.refuse_lost_images()
         host = preflight(home, blueprint, online=not request.offline)
         _refuse_gone_versions(home, blueprint, online=not request.offline)
         keep_versions(lab, blueprint.versions)

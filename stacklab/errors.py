@@ -6,6 +6,7 @@
       HostUnfit                 3    this machine cannot do it; nothing was built
       StepFailed                1    a step of the work failed; `up` again resumes
       LabBusy                   1    another stacklab process works on the lab
+      LabDamaged                1    a file or an image that the lab cannot do without has gone or is broken
       CheckFailed               4    a check of the cloud failed
       Interrupted               130  stopped by the user
 
@@ -78,6 +79,10 @@ class StepFailed(StacklabError):
 
 class LabBusy(StacklabError):
     """Another stacklab process is working on the lab."""
+
+
+class LabDamaged(StacklabError):
+    """What stacklab knows of a lab, or what the lab stands on, has gone or is broken."""
 
 
 class CheckFailed(StacklabError):

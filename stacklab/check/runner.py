@@ -55,6 +55,7 @@ def verify(lab: Lab, listener: Listener, junit: Path | None = None) -> list[Chec
             f"lab '{lab.name}' has not come up yet, so there is nothing to check",
             hint=f"stacklab up --lab {lab.name}   (goes on from where it stopped)",
         )
+    lab.refuse_lost_images()
     with lab.locked():
         unsubscribe = lab.journal.subscribe(listener)
         try:

@@ -14,6 +14,9 @@ import typer
 from stacklab.errors import HostUnfit, Interrupted, ModelError, StacklabError
 from stacklab.home import Home
 
+# What the machine refuses, and no fault of the program.
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EDQUOT}
+
 
 def translate(error: BaseException, *, again: str, verbose: bool) -> StacklabError:
     """The error to show for an exception of any kind.
@@ -32,6 +35,11 @@ def translate(error: BaseException, *, again: str, verbose: bool) -> StacklabErr
         )
     if isinstance(error, PermissionError) and os.geteuid() != 0:
         return HostUnfit(f"only root may do this{_of(error)}", hint=f"sudo {again}")
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        return StacklabError(
+            f"{error.filename} cannot be used: {error.strerror}",
+            hint="STACKLAB_STATE and STACKLAB_CACHE name the folders that stacklab writes to",
+        )
     return _unexpected(error, again=again, verbose=verbose)
 
 

@@ -4,6 +4,7 @@ import typer
 
 from stacklab.cli.options import Output, OutputOption, Verbose, examples
 from stacklab.cli.screen import print_json, print_table
+from stacklab.errors import LabDamaged
 from stacklab.home import Home
 
 EXAMPLES = examples("stacklab list", "stacklab list --output json")
@@ -15,7 +16,11 @@ def list_(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None
 
     labs = []
     for lab in Lab.all(Home.from_environment()):
-        settings = lab.settings
+        try:
+            settings = lab.settings
+        except LabDamaged as error:
+            typer.echo(f"{error.message}; {error.hint}", err=True)
+            continue
         labs.append(
             {
                 "name": lab.name,

@@ -12,7 +12,10 @@ from stacklab.lab.lab import Lab
 
 
 def users(home: Home, store: Store) -> Mapping[str, list[str]]:
-    """By the name of an image, what stands on it, in words: labs, of other state folders, too, and images."""
+    """By the name of an image, what stands on it, in words: labs, of other state folders, too, and images.
+
+    Raises LabDamaged when that cannot be told of a lab.
+    """
     found: dict[str, list[str]] = {image.name: [] for image in store.all()}
     for image in store.all():
         for below in image.stands_on:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +26,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from stacklab import lock
-from stacklab.errors import StepFailed, UsageError
+from stacklab.errors import LabDamaged, StepFailed, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.host import kinds
 from stacklab.journal import Journal
 from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
+from stacklab.lab.secrets import read_secrets
 from stacklab.model.documents import did_you_mean
 from stacklab.model.topology import PROVIDER, ProviderNetwork, Topology, addresses
 from stacklab.provide.provider import Node, NodeState, Provider
@@ -128,7 +129,10 @@ class Lab:
 
     @cached_property
     def _kind(self) -> str:
-        return self.settings.node_kind
+        try:
+            return self.settings.node_kind
+        except LabDamaged:  # it can still be stopped and destroyed
+            return HOST if (self.folder / "mark").exists() else "lxc"
 
     @property
     def namespace(self) -> Namespace | MachineNetwork:
@@ -142,8 +146,16 @@ class Lab:
 
     @property
     def settings(self) -> LabSettings:
-        """What it is built from, as last written."""
-        return LabSettings.model_validate(yaml.safe_load((self.folder / "lab.yaml").read_text()))
+        """What it is built from, as last written. Raises LabDamaged."""
+        file = self.folder / "lab.yaml"
+        try:
+            return LabSettings.model_validate(yaml.safe_load(file.read_text()))
+        except (ValueError, yaml.YAMLError) as error:
+            raise LabDamaged(
+                f"{file} is damaged: it is not what stacklab wrote",
+                detail=str(error),
+                hint=f"put a copy of it back, or stacklab destroy --lab {self.name}",
+            ) from error
 
     def save(self, settings: LabSettings) -> None:
         """Write the settings; this is what makes a lab exist."""
@@ -215,6 +227,7 @@ class Lab:
         """
         from stacklab.lab.access import set_clock, wait_for_ssh
 
+        self.refuse_lost_images()
         if self.namespace.pid() is None:
             with self.journal.step("namespaces", self.name):
                 self.namespace.start()
@@ -237,6 +250,20 @@ class Lab:
             if state is NodeState.RUNNING:  # since a moment ago, maybe, by a command that was cut off
                 wait_for_ssh(self, node)
         return bool(stopped)
+
+    def refuse_lost_images(self) -> None:
+        """Raises LabDamaged when the disk of a node stands on an image that is not there any more."""
+        lost: dict[Path, str] = {}
+        for node in self.settings.nodes:
+            with suppress(FileNotFoundError):  # it has no disk
+                lost |= {tree: node.name for tree in self.provider.image(node) if not tree.is_dir()}
+        if lost:
+            raise LabDamaged(
+                f"lab '{self.name}' stands on images that have gone: the cache was emptied or moved",
+                detail="\n".join(f"{tree} (node '{node}')" for tree, node in lost.items()),
+                hint="put them back (stacklab images import FILE, or the folder from a backup), "
+                f"or stacklab destroy --lab {self.name}",
+            )
 
     def stop(self) -> None:
         """Shut the nodes down in order, the controller last, and end the lab's processes. Its disks stay."""
@@ -285,16 +312,19 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         """The variables that give an OpenStack client the cloud's administrator."""
-        try:
-            passwords = yaml.safe_load((self.folder / "secrets.yaml").read_text())
-        except FileNotFoundError:
-            raise UsageError(
-                f"lab '{self.name}' has no cloud yet", hint=f"stacklab up --lab {self.name}"
-            ) from None
+        file = self.folder / "secrets.yaml"
+        if not file.exists() and self.settings.layer:
+            raise LabDamaged(
+                f"{file}, with the passwords of the cloud, has gone",
+                hint=f"stacklab up --lab {self.name}   (gives every service a new one)",
+            )
+        if not file.exists():
+            raise UsageError(f"lab '{self.name}' has no cloud yet", hint=f"stacklab up --lab {self.name}")
+        passwords = read_secrets(file)
         return {
             "OS_AUTH_URL": f"http://{self.controller.address}:5000/v3",
             "OS_USERNAME": "admin",
-            "OS_PASSWORD": passwords["keystone"]["admin"],
+            "OS_PASSWORD": passwords.get("keystone", {}).get("admin", ""),
             "OS_PROJECT_NAME": "admin",
             "OS_USER_DOMAIN_ID": "default",
             "OS_PROJECT_DOMAIN_ID": "default",

@@ -9,15 +9,37 @@ from pathlib import Path
 
 import yaml
 
+from stacklab.errors import LabDamaged
 from stacklab.files import write_atomically
 from stacklab.model.service import Service, identifier
 
 LENGTH_BYTES = 20
 
 
+def read_secrets(file: Path) -> dict[str, dict[str, str]]:
+    """The secrets in a file, by service and name; none where there is no file.
+
+    Raises LabDamaged for a file that stacklab did not write.
+    """
+    if not file.exists():
+        return {}
+    try:
+        known = yaml.safe_load(file.read_text())
+        if not all(isinstance(secret, str) for names in known.values() for secret in names.values()):
+            raise ValueError("a secret is not text")
+    except (AttributeError, ValueError, yaml.YAMLError) as error:
+        raise LabDamaged(
+            f"{file} is damaged: it is not what stacklab wrote",
+            detail=str(error),
+            hint=f"mv {file} {file}.damaged, then `stacklab up`: it gives every service a new password",
+        ) from error
+    found: dict[str, dict[str, str]] = known
+    return found
+
+
 def ensure_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[str, str]]:
     """The secrets of `services`, by service and name (`-` as `_` in both); missing ones are made."""
-    known: dict[str, dict[str, str]] = yaml.safe_load(file.read_text()) if file.exists() else {}
+    known = read_secrets(file)
     wanted = {
         identifier(service.name): [identifier(name) for name in service.secrets] for service in services
     }
@@ -42,7 +64,7 @@ def renew_secrets(file: Path, services: Iterable[Service]) -> None:
 
 def placeholder_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[str, str]]:
     """The secrets as they are, with a placeholder for each that `up` would make; nothing is written."""
-    known: dict[str, dict[str, str]] = yaml.safe_load(file.read_text()) if file.exists() else {}
+    known = read_secrets(file)
     return {
         identifier(service.name): {
             identifier(name): _old(known, identifier(service.name), identifier(name)) or "(made by up)"

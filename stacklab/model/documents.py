@@ -53,6 +53,8 @@ class Document:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = ", ".join(filter(None, (error.context, error.problem)))
+            if _tab_before(file, mark):
+                what = "a tab: YAML is indented with spaces"
             return Problem(file, mark.line + 1 if mark else 0, mark.column + 1 if mark else 0, what)
         except yaml.YAMLError as error:
             return Problem(file, 0, 0, f"is not YAML: {' '.join(str(error).split())}")
@@ -187,6 +189,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the known one that is nearest, if any is near."""
     near = difflib.get_close_matches(word, sorted(known), n=1)
     return f", did you mean '{near[0]}'?" if near else ""
+
+
+def _tab_before(file: Path, mark: yaml.Mark | None) -> bool:
+    """Whether a tab stands in the indentation of a line."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    return "\t" in line[: len(line) - len(line.lstrip())]
 
 
 def _misnamed(file: Path) -> str:

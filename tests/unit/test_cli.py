@@ -558,6 +558,66 @@ def test_status_and_logs_need_no_files_of_services(orphan: Lab) -> None:
     assert units_of(orphan, "motd", "") == ("controller", ["motd", "motd-timer"])
 
 
+# What stacklab knows of a lab is damaged
+
+
+@pytest.mark.parametrize("text", ["", "profile: openst", "profile: [", "\0"])
+@pytest.mark.parametrize("verb", ["up", "plan", "status", "verify", "start", "stop", "logs nova"])
+def test_damaged_settings_are_named_with_what_to_do(verb: str, text: str, lab: Lab) -> None:
+    (lab.folder / "lab.yaml").write_text(text)
+    result = runner.invoke(app, [*verb.split(), "--lab", "blue"])
+    if verb == "stop" and result.exit_code == 0:
+        return  # it is off, and nothing is asked of it
+    assert result.exit_code == 1
+    assert f"{lab.folder}/lab.yaml is damaged" in result.stderr
+    assert "or stacklab destroy --lab blue" in result.stderr
+
+
+def test_a_lab_with_damaged_settings_is_told_of_in_the_list_and_can_be_destroyed(
+    lab: Lab, home: Home
+) -> None:
+    (lab.folder / "lab.yaml").write_text("profile: openst")
+    listed = runner.invoke(app, ["list"])
+    assert listed.exit_code == 0
+    assert "blue/lab.yaml is damaged" in listed.stderr
+    assert runner.invoke(app, ["destroy", "--lab", "blue", "--yes"]).exit_code == 0
+    assert not lab.folder.exists()
+
+
+def test_passwords_that_have_gone_or_are_damaged_are_told(lab: Lab) -> None:
+    with pytest.raises(errors.LabDamaged, match="has gone") as gone:
+        lab.environment()
+    assert gone.value.hint.startswith("stacklab up --lab blue")
+    (lab.folder / "secrets.yaml").write_text("keystone: {admin: ")
+    with pytest.raises(errors.LabDamaged, match=r"secrets\.yaml is damaged"):
+        lab.environment()
+    lab.save(lab.settings.model_copy(update={"layer": 0}))
+    (lab.folder / "secrets.yaml").unlink()
+    with pytest.raises(errors.UsageError, match="no cloud yet"):
+        lab.environment()
+
+
+@pytest.mark.parametrize("verb", ["up", "verify", "start"])
+def test_a_lab_whose_images_have_gone_says_so(verb: str, lab: Lab, home: Home) -> None:
+    disk = lab.folder / "nodes" / "controller"
+    write(disk / "lower", f"{home.cache}/images/base-1/tree")
+    (disk / "created").touch()
+    result = runner.invoke(app, [verb, "--lab", "blue"])
+    assert result.exit_code == 1
+    assert "stands on images that have gone" in result.stderr
+    assert f"{home.cache}/images/base-1/tree (node 'controller')" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_no_fault_of_stacklab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "file", "")
+    monkeypatch.setenv("STACKLAB_STATE", str(tmp_path / "file"))
+    result = runner.invoke(app, ["up", "--layer", "1"])
+    assert result.exit_code == 1
+    assert "cannot be used: Not a directory" in result.stderr
+
+
 # Programs that read, and the tab key
 
 

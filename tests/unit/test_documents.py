@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from stacklab.errors import Problem
 from stacklab.model.documents import Document, read_all
 from stacklab.model.schema import Root, Size, Strict
 from stacklab.model.service import Role
@@ -162,3 +163,10 @@ def test_places_lead_to_keys_and_indexes(tmp_path: Path) -> None:
     assert isinstance(document, Document)
     assert document.position("items", 1, "role") == (6, 12)
     assert document.position("items", 7) == document.position("items")
+
+
+@pytest.mark.parametrize("text", ["a:\n\tb: 1\n", "a: 1\nb:\n  c:\n  \td: 1\n"])
+def test_a_tab_is_called_a_tab(tmp_path: Path, text: str) -> None:
+    problem = Document.read(write(tmp_path / "thing.yaml", text))
+    assert isinstance(problem, Problem)
+    assert problem.message == "a tab: YAML is indented with spaces"
