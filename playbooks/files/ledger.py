@@ -29,6 +29,7 @@ from typing import Any
 
 STATE = Path("/var/lib/stacklab")
 OURS = ("/var/lib/stacklab", "/var/log/stacklab", "/usr/lib/stacklab", "/tmp/.stacklab-ansible")
+KEPT = STATE / "kept"
 LOG = Path("/var/log/stacklab/packages.log")
 POLICY = Path("/usr/sbin/policy-rc.d")
 PLACED = "placed by stacklab"
@@ -53,6 +54,7 @@ class Snapshot:
     groups: list[str]
     links: list[str]
     folders: list[str]
+    etc: list[str]
 
     @classmethod
     def take(cls) -> "Snapshot":
@@ -65,14 +67,18 @@ class Snapshot:
             groups=sorted(group.gr_name for group in grp.getgrall()),
             links=_links(),
             folders=_folders(),
+            etc=_output(["find", "/etc", "-xdev", "-type", "f"]).splitlines(),
         )
 
 
 class Ledger:
-    """The book of one host."""
+    """The book of one host. take: looks at the host; injected, as the tests' machine is not to be changed."""
 
-    def __init__(self, file: Path = STATE / "ledger.json") -> None:
+    def __init__(
+        self, file: Path = STATE / "ledger.json", take: Callable[[], Snapshot] = Snapshot.take
+    ) -> None:
         self._file = file
+        self._take = take
         self.book: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
 
     def write(self) -> None:
@@ -98,7 +104,7 @@ class Ledger:
     def begin(self) -> None:
         """Book what is there before packages come."""
         self.settle()
-        self.book["before"] = vars(Snapshot.take())
+        self.book["before"] = vars(self._take())
         self.write()
 
     def settle(self, label: str = "") -> None:
@@ -106,10 +112,12 @@ class Ledger:
         before = self.book.pop("before", None)
         if before is None:
             return
-        now = Snapshot.take()
+        now = self._take()
+        packages = sorted(now.packages.keys() - before["packages"].keys())
         entry = {
             "label": label or self.book.get("label", ""),
-            "packages": sorted(now.packages.keys() - before["packages"].keys()),
+            "packages": packages,
+            "kept": sorted(_files_of(packages) & set(before["etc"])),
             "users": sorted(set(now.users) - set(before["users"])),
             "groups": sorted(set(now.groups) - set(before["groups"])),
             "folders": sorted(set(now.folders) - set(before["folders"])),
@@ -117,6 +125,8 @@ class Ledger:
         # stacklab enables what is to run; nothing else that came with packages starts at the next boot.
         for link in set(now.links) - set(before["links"]):
             Path(link).unlink(missing_ok=True)
+        for path in entry["kept"]:  # the owner's, which dpkg has left alone and will purge all the same
+            _copy(Path(path), KEPT / path.lstrip("/"))
         if any(entry[key] for key in ("packages", "users", "groups", "folders")):
             self.book["added"].append(entry)
         self.write()
@@ -154,7 +164,7 @@ def retire(services: Sequence[str]) -> None:
             )
             if done.returncode:
                 print(f"{command['service']}: {done.stderr.strip()}", file=sys.stderr)
-    units = _units(wanted)
+    units = units_of(wanted)
     if units:
         _quietly("systemctl", "disable", "--now", "--quiet", *units)
         _quietly("systemctl", "reset-failed", *units)
@@ -198,9 +208,7 @@ def restore_files() -> None:
         place, kept = Path(path), STATE / "replaced" / path.lstrip("/")
         if os.path.lexists(kept):
             pending = place.with_name(f".{place.name}.stacklab-new")
-            shutil.copy2(kept, pending, follow_symlinks=False)
-            status = kept.lstat()
-            os.chown(pending, status.st_uid, status.st_gid, follow_symlinks=False)
+            _copy(kept, pending)
             pending.replace(place)
         elif records[path]["kind"] == "directory":
             if records[path].get("made"):
@@ -216,7 +224,7 @@ def purge(entry: dict[str, Any]) -> None:
     """Purge the packages of an entry, and remove the folders, users and groups that came with them."""
     there = Snapshot.take().packages
     gone = [name for name in entry["packages"] if name in there]
-    owned = _folders_of(entry["packages"])
+    owned = {path for path in _files_of(entry["packages"]) if Path(path).is_dir()}
     _end_processes(entry["users"])
     if gone:
         _refuse_needed(gone)
@@ -228,6 +236,9 @@ def purge(entry: dict[str, Any]) -> None:
         _quietly("dpkg", "--purge", *leftover)
     _end_processes(entry["users"])
     _remove_folders({*owned, *entry["folders"]}, entry)
+    for path in entry["kept"]:
+        if not os.path.lexists(path):
+            _copy(KEPT / path.lstrip("/"), Path(path))
     for user in entry["users"]:
         _quietly("userdel", user)
     for group in entry["groups"]:
@@ -245,14 +256,20 @@ def _refuse_needed(packages: Sequence[str]) -> None:
         )
 
 
-def _folders_of(packages: Iterable[str]) -> set[str]:
-    """The folders that packages have in the trees of what outlives them, and those of no other package."""
-    listed: set[str] = set()
-    for name in packages:
-        with contextlib.suppress(Trouble):
-            listed.update(_output(["dpkg-query", "--listfiles", name]).splitlines())
-    inside = {path for path in listed if path.startswith(tuple(f"{tree}/" for tree in TREES))}
-    return {path for path in inside if Path(path).is_dir()}
+def _files_of(packages: Iterable[str]) -> set[str]:
+    """What packages have in the trees of what outlives them: files and folders."""
+    names = list(packages)
+    listed = _output(["dpkg-query", "--listfiles", *names], check=False).splitlines() if names else []
+    return {path for path in listed if path.startswith(tuple(f"{tree}/" for tree in TREES))}
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or link with owner, mode and times."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    shutil.copy2(source, target, follow_symlinks=False)
+    status = source.lstat()
+    os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def _remove_folders(folders: Iterable[str], entry: dict[str, Any]) -> None:
@@ -290,12 +307,12 @@ def _end_processes(users: Iterable[str]) -> None:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-def _units(services: set[str]) -> list[str]:
+def units_of(services: set[str], folder: Path = STATE) -> list[str]:
     """The units of the steps of services, of all where none is named; the last started first.
 
     A unit that a service which stays has, too, is not among them.
     """
-    steps = [step for name in ("steps.json", "final.json") for step in _read(STATE / name)]
+    steps = [step for name in ("steps.json", "final.json") for step in _read(folder / name)]
     mine, others = [], set()
     for step in steps:
         if not services or step["id"].partition("/")[0] in services:
@@ -386,7 +403,7 @@ def _quietly(*argv: str) -> None:
 
 def _switch(verb: str) -> None:
     """Stop or start the units of all services, in the order that fits."""
-    units = _units(set())
+    units = units_of(set())
     if units:
         done = subprocess.run(
             ["systemctl", verb, *(units if verb == "stop" else reversed(units))],

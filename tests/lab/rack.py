@@ -7,6 +7,7 @@ through a proxy in that network, which this machine's own network answers.
 import http.client
 import http.server
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -20,7 +21,9 @@ import yaml
 from stacklab.files import remove_tree
 from stacklab.home import Home
 from stacklab.host.apt import host_mirror
+from stacklab.host.archive import Archive
 from stacklab.images.base import ensure_base
+from stacklab.images.guest import build_guest, guest_inputs
 from stacklab.images.packages import Downloads
 from stacklab.lab.namespace import Namespace
 from stacklab.model.catalog import Catalog
@@ -86,8 +89,10 @@ class Rack:
 
     def build(self, *names: str) -> None:
         """Make the machines and wait until their SSH servers greet."""
+        store = store_of(self.home)
+        store.ensure("guest", guest_inputs(self.release.pockets), self._build_guest)
         base = ensure_base(
-            store_of(self.home),
+            store,
             self.release,
             host_mirror(),
             Downloads(self.home.cache / "packages").base,
@@ -106,6 +111,18 @@ class Rack:
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
         for name in names:
             wait_for(f"SSH of {name}", partial(self._answers, name), BOOT_SECONDS)
+
+    def _build_guest(self, folder: Path) -> None:
+        """The guest is this machine's to build: at the desk in the rack nothing answers for the mirror."""
+        archive = Archive(
+            host_mirror(),
+            self.release.pockets,
+            self.home.cache / "packages" / "guest",
+            components=self.release.components,
+        )
+        archive.update()
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            build_guest(folder, archive, Path(work))
 
     def _answers(self, name: str) -> bool:
         return self.run(name, "true").returncode == 0
