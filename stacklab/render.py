@@ -297,9 +297,11 @@ class Renderer:
                 continue
             top = service.folder / "files"
             for source in sorted(file for file in top.rglob("*") if file.is_file()):
-                path = f"/{source.relative_to(top).as_posix()}"
+                path = f"/{source.relative_to(top).as_posix()}".removesuffix(".j2")
+                ownership = service.files.ownership(path)
+                if ownership.on not in (None, *node.roles):
+                    continue
                 if source.suffix == ".j2":
-                    path = path.removesuffix(".j2")
                     content = _render_file(self._environment, source, context, problems)
                 else:
                     content = source.read_bytes()
@@ -307,7 +309,6 @@ class Renderer:
                     problems.append(
                         Problem(source, 1, 1, f"{path} is a file of the service '{owners[path]}' too")
                     )
-                ownership = service.files.ownership(path)
                 owners[path] = service.name
                 files[path] = RenderedFile(content, ownership.owner, ownership.group, int(ownership.mode, 8))
         return files

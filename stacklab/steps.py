@@ -240,6 +240,7 @@ def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> S
         "networks": [_network(scope, network) for network in resources.networks],
         "routers": [router.model_dump() for router in resources.routers],
         "rules": [rule.model_dump() for rule in resources.rules],
+        "volume_types": [kind.model_dump() for kind in resources.volume_types],
         "images": [
             {"name": image.name, "format": image.format, "path": image_path(image.file)}
             for image in resources.images

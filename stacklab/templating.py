@@ -6,6 +6,7 @@ that the braces of Ansible need no escaping. In both an undefined name is an err
 
 import base64
 import hashlib
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def service_environment() -> Environment:
         trim_blocks=True,
     )
     environment.filters["salted_sha256"] = salted_sha256
+    environment.filters["cephx_key"] = cephx_key
     return environment
 
 
@@ -83,6 +85,16 @@ def salted_sha256(password: str) -> str:
     """
     salt = hashlib.sha256(f"salt {password}".encode()).digest()[:4]
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def cephx_key(password: str) -> str:
+    """The filter `cephx_key`: a password as a key of Ceph, in base64.
+
+    Type 1 (AES), the time of its making (none), the length, and 16 bytes that come from the password
+    (CryptoKey::encode in Ceph's src/auth/Crypto.h; all little-endian).
+    """
+    key = hashlib.sha256(password.encode()).digest()[:16]
+    return base64.b64encode(struct.pack("<HIIH", 1, 0, 0, len(key)) + key).decode()
 
 
 def stacklab_environment(folder: Path | None = None) -> Environment:

@@ -9,7 +9,9 @@
                    "subnet": {"name", "cidr", "gateway", "start", "end", "dns": [..]}}],
      "routers":  [{"name", "external", "subnets": [..]}],    names of networks and subnets
      "images":   [{"name", "format", "path"}],               public
-     "rules":    [{"group", "protocol", "port"}]}            ingress, in the administrator's project
+     "rules":    [{"group", "protocol", "port"}],            ingress, in the administrator's project
+     "volume_types": [{"name", "properties": {..},
+                       "encryption": {"provider", "cipher", "key_size" (bits)}}]}
 
 Any part may be left out. Prints {"created": [..], "updated": [..], "removed": [..]}. What is there already
 and as wanted is left alone, so it may be run again at any time, and costs half a second then. Users and
@@ -182,7 +184,11 @@ class Registry:
 
         Raises RegisterError for the first thing that could not be done; others may have been.
         """
-        for parts in (("users", "services"), ("flavors", "networks", "images", "rules"), ("routers",)):
+        for parts in (
+            ("users", "services"),
+            ("flavors", "networks", "images", "rules", "volume_types"),
+            ("routers",),
+        ):
             wanted = [(getattr(self, part), document[part]) for part in parts if document.get(part)]
             try:
                 at_once(lambda part: part[0](part[1]), wanted)
@@ -320,6 +326,30 @@ class Registry:
                 self.api.call("compute", "DELETE", f"/flavors/{found['id']}")
             self.api.call("compute", "POST", "/flavors", {"flavor": {"name": flavor["name"], **size}})
             (self.updated if found else self.created).append(f"flavor {flavor['name']}")
+
+        at_once(register, wanted)
+
+    # Cinder: https://docs.openstack.org/api-ref/block-storage/v3/
+
+    def volume_types(self, wanted: Sequence[Entry]) -> None:
+        """Types of volumes, public. One that is encrypted is so from the beginning: no volume has it yet."""
+        have = self._all("volumev3", "/types", "volume_types", {"is_public": "None"})
+        types = {kind["name"]: kind for kind in have}
+
+        def register(kind: Entry) -> None:
+            found, properties = types.get(kind["name"]), kind["properties"]
+            if found is None:
+                body = {"volume_type": {"name": kind["name"], "extra_specs": properties}}
+                found = self.api.call("volumev3", "POST", "/types", body)["volume_type"]
+                self.created.append(f"volume type {kind['name']}")
+            elif any(found["extra_specs"].get(key) != value for key, value in properties.items()):
+                body = {"extra_specs": properties}
+                self.api.call("volumev3", "POST", f"/types/{found['id']}/extra_specs", body)
+                self.updated.append(f"volume type {kind['name']}")
+            path = f"/types/{found['id']}/encryption"
+            if kind.get("encryption") and not self.api.call("volumev3", "GET", path).get("provider"):
+                body = {"encryption": {**kind["encryption"], "control_location": "front-end"}}
+                self.api.call("volumev3", "POST", path, body)
 
         at_once(register, wanted)
 

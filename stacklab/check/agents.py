@@ -1,8 +1,10 @@
 """The scenario `agents`: all the processes of a service that report to its API are alive, on every node."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from stacklab.check.cloud import Cloud
@@ -75,23 +77,31 @@ def wanted_agents(services: Iterable[Service], nodes: Iterable[Node], kind: str)
 
 
 def silent_since(cloud: Cloud, moment: datetime) -> list[str]:
-    """The compute services that have not reported since `moment`, in words; for use in the lab's network.
+    """The services of Nova and Cinder that have not reported since `moment`, in words; for use in the lab's
+    network.
 
-    After a start the API calls them up for a minute, by what they reported before they were stopped.
+    After a start the APIs call them up for a minute, by what they reported before they were stopped.
     """
     moment = moment.astimezone(UTC).replace(tzinfo=None)
-    reported = {
-        _agent(each): datetime.fromisoformat(each["updated_at"] or "1970-01-01")
-        for each in cloud.api.get("compute", "/os-services")["services"]
-    }
-    wanted = wanted_agents(cloud.services, cloud.blueprint.nodes, "compute")
-    return [f"{agent} has not reported yet" for agent in wanted if reported.get(agent, _NEVER) < moment]
+    silent = []
+    endpoints = {each.type for service in cloud.services for each in service.identity.services}
+    for kind in sorted(endpoints & _SERVICES):
+        reported = {
+            _agent(each): datetime.fromisoformat(each["updated_at"] or "1970-01-01")
+            for each in cloud.api.get(kind, "/os-services")["services"]
+        }
+        wanted = wanted_agents(cloud.services, cloud.blueprint.nodes, kind)
+        silent += [agent for agent in wanted if reported.get(agent, _NEVER) < moment]
+    return [f"{agent} has not reported yet" for agent in silent]
 
 
-def _compute(cloud: Cloud) -> dict[Agent, bool]:
-    """https://docs.openstack.org/api-ref/compute/#list-compute-services."""
-    services: list[dict[str, Any]] = cloud.api.get("compute", "/os-services")["services"]
-    return {_agent(each): each["state"] == "up" for each in services}
+def _services(kind: str, cloud: Cloud) -> dict[Agent, bool]:
+    """https://docs.openstack.org/api-ref/compute/#list-compute-services; Cinder's list is the same."""
+    alive: dict[Agent, bool] = {}
+    for each in cloud.api.get(kind, "/os-services")["services"]:
+        agent = _agent(each)
+        alive[agent] = each["state"] == "up" and alive.get(agent, True)
+    return alive
 
 
 def _network(cloud: Cloud) -> dict[Agent, bool]:
@@ -101,8 +111,13 @@ def _network(cloud: Cloud) -> dict[Agent, bool]:
 
 
 def _agent(listed: Mapping[str, Any]) -> Agent:
-    return Agent(listed["binary"], listed["host"].partition(".")[0])
+    """Who that is; Cinder adds the backend to the host: controller@ceph."""
+    return Agent(listed["binary"], re.split("[.@]", listed["host"])[0])
 
 
-_LISTS: Mapping[str, Callable[[Cloud], dict[Agent, bool]]] = {"compute": _compute, "network": _network}
+_SERVICES = frozenset({"compute", "volumev3"})
+_LISTS: Mapping[str, Callable[[Cloud], dict[Agent, bool]]] = {
+    "network": _network,
+    **{kind: partial(_services, kind) for kind in _SERVICES},
+}
 """For each type of API, whether each of its agents is alive."""

@@ -54,15 +54,15 @@ def look(lab: Lab, blueprint: Blueprint) -> list[str]:
 def look_after_start(cloud: Cloud, moment: datetime) -> list[str]:
     """What is wrong with a cloud whose lab was started at `moment`, with little work for its busy nodes.
 
-    What comes up last is asked for last: endpoints, compute services that have reported since, and then
-    everything that `look` asks for.
+    What comes up last is asked for last: endpoints, services of Nova and Cinder that have reported since,
+    and then everything that `look` asks for.
     """
     endpoints = [endpoint for service in cloud.services for endpoint in service.identity.services]
     address = cloud.lab.controller.address
     try:
         with cloud.lab.namespace.network():
             missing = ask_all([partial(answers, f"http://{address}:{each.port}/") for each in endpoints])
-            if not missing and any(each.type == "compute" for each in endpoints):
+            if not missing:
                 missing = silent_since(cloud, moment)
     except (Unmet, StepFailed) as error:
         return [str(error)]

@@ -17,8 +17,9 @@ import dns.reversename
 from openstack.connection import Connection
 
 from stacklab.check.cloud import Cloud
+from stacklab.check.removal import OURS
 from stacklab.check.result import Checking, Unmet
-from stacklab.check.trial import OURS, UNDER_WAY, TrialStep, connect, new_name, play
+from stacklab.check.trial import UNDER_WAY, TrialStep, connect, new_name, play
 from stacklab.model.service import Service
 
 TOP = "test."  # reserved: RFC 2606

@@ -35,12 +35,19 @@ def _neighbours(cloud: Cloud, service: Service, name: str) -> Checking:
     return check_neighbours(cloud, service, name)
 
 
+def _volumes(cloud: Cloud, service: Service, name: str) -> Checking:
+    from stacklab.check.volumes import check_volumes
+
+    return check_volumes(cloud, service, name)
+
+
 SCENARIOS: Mapping[Scenario, Play] = {
     "agents": check_agents,
     "floating-ip": _floating_ip,
     "instance": _instance,
     "neighbours": _neighbours,
     "names": _names,
+    "volumes": _volumes,
 }
 
 

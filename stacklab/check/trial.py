@@ -11,7 +11,6 @@ import json
 import re
 import secrets
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,19 +27,17 @@ from openstack import exceptions
 from openstack.connection import Connection
 
 from stacklab.check.cloud import Cloud
+from stacklab.check.removal import PREFIX, remove, remove_leftovers
 from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
 from stacklab.errors import Interrupted
 from stacklab.model.service import Service
 
-PREFIX = "stacklab-check-"
-OURS = re.compile(re.escape(PREFIX) + r"[0-9a-f]{8}")
 IMAGE, FLAVOR, PROVIDER = "guest", "tiny", "provider"
 
 ROOM_SECONDS = 90.0
 BUILD_SECONDS = 180.0
 BOOT_SECONDS = 180.0  # emulated, on a machine that is busy with more than this
 SSH_SECONDS = 60.0
-DELETE_SECONDS = 90.0
 CONSOLE_LINES = 25
 METADATA = "http://169.254.169.254/openstack/latest/meta_data.json"
 
@@ -125,7 +122,7 @@ class Trial:
         """Ask Placement what Nova's scheduler will ask it. Before that, make room of what an earlier run
         left.
         """
-        _remove_leftovers(self.cloud, self.api)
+        remove_leftovers(self.cloud, self.api, UNDER_WAY)
         flavor = self.api.compute.find_flavor(FLAVOR, ignore_missing=False)
         wanted = f"VCPU:{flavor.vcpus},MEMORY_MB:{flavor.ram}" + (
             f",DISK_GB:{flavor.disk}" if flavor.disk else ""
@@ -151,13 +148,13 @@ class Trial:
         compute = self.api.compute
         server = compute.create_server(
             name=self.name,
-            image_id=self.api.image.find_image(IMAGE, ignore_missing=False).id,
             flavor_id=compute.find_flavor(FLAVOR, ignore_missing=False).id,
             networks=[
                 {"uuid": self.api.network.find_network(name, ignore_missing=False).id}
                 for name in (self.network, *self.more)
             ],
             key_name=self.name,
+            **self.root(),
             **({"host": self.node} if self.node else {}),
         )
         self.server = server.id
@@ -178,6 +175,10 @@ class Trial:
         )
         if self.node not in ("", server.compute_host):
             raise Unmet(f"the instance runs on '{server.compute_host}', not on '{self.node}'")
+
+    def root(self) -> dict[str, Any]:
+        """What the instance's root disk is made of, as Nova is told."""
+        return {"image_id": self.api.image.find_image(IMAGE, ignore_missing=False).id}
 
     def find_address(self) -> None:
         """Nova knows its address on each network."""
@@ -238,7 +239,7 @@ class Trial:
         """Remove what was made, and see that each thing is gone."""
         try:
             if self.connection is not None:
-                _remove(self.cloud, self.connection, self.name)
+                remove(self.cloud, self.connection, self.name)
         finally:
             UNDER_WAY.discard(self.name)
             if self.connection is not None:
@@ -324,59 +325,3 @@ def connect(cloud: Cloud) -> Connection:
         session=keystone_session.Session(auth=auth, session=http, timeout=60 * cloud.lab.patience),
         region_name=credentials["OS_REGION_NAME"],
     )
-
-
-def _remove_leftovers(cloud: Cloud, api: Connection) -> None:
-    """Remove what earlier runs that were killed have left."""
-    project = api.current_project_id
-    named = [
-        *(server.name for server in api.compute.servers()),
-        *(key.name for key in api.compute.keypairs()),
-        *(image.name for image in api.image.images(owner=project)),
-        *(floating.description for floating in api.network.ips(project_id=project)),
-        *(network.name for network in api.network.networks(project_id=project)),
-    ]
-    for name in sorted({name for name in named if name and OURS.fullmatch(name)} - UNDER_WAY):
-        _remove(cloud, api, name)
-
-
-def _remove(cloud: Cloud, api: Connection, name: str) -> None:
-    """Remove what has that name, instances, networks and all else, and return when it is gone.
-
-    Raises Unmet with what remains. It does not heed `stopping`: what was made has to go also after Ctrl-C.
-    """
-    servers = [server for server in api.compute.servers(name=f"^{name}$") if server.name == name]
-    for server in servers:
-        api.compute.delete_server(server, ignore_missing=True)
-    for floating in api.network.ips(description=name):
-        api.network.delete_ip(floating, ignore_missing=True)
-    api.compute.delete_keypair(name, ignore_missing=True)
-    for image in api.image.images(name=name, owner=api.current_project_id):
-        api.image.delete_image(image.id, ignore_missing=True)
-    deadline = time.monotonic() + DELETE_SECONDS * cloud.lab.patience
-    while remains := list(_remains(api, name, [server.id for server in servers])):
-        for network in api.network.networks(name=name):
-            with contextlib.suppress(exceptions.ConflictException):  # an instance is still on it
-                api.network.delete_network(network, ignore_missing=True)
-        if time.monotonic() > deadline:
-            raise Unmet(f"after {DELETE_SECONDS:.0f} s there still is: {', '.join(remains)}")
-        time.sleep(0.5)
-
-
-def _remains(api: Connection, name: str, servers: list[str]) -> Iterator[str]:
-    """What is still there of the things of that name, and of the instances with these ids."""
-    for server in api.compute.servers(name=f"^{name}$"):
-        yield f"instance {server.id} ({server.status}, task {server.task_state})"
-    for uuid in servers:
-        for port in api.network.ports(device_id=uuid):
-            yield f"port {port.id}"
-        if api.placement.get(f"/allocations/{uuid}").json().get("allocations"):
-            yield f"allocation of {uuid}"
-    for network in api.network.networks(name=name):
-        yield f"network {network.id}"
-    for floating in api.network.ips(description=name):
-        yield f"floating IP {floating.floating_ip_address}"
-    if api.compute.find_keypair(name, ignore_missing=True):
-        yield f"key pair {name}"
-    for image in api.image.images(name=name):
-        yield f"image {image.id}"

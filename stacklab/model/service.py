@@ -18,7 +18,7 @@ Role = Literal["controller", "compute", "network", "storage"]
 Phase = Literal["before-configure", "after-configure", "before-start", "after-start", "after-register"]
 """Where a service may hook an Ansible task file of its own into the lifecycle."""
 
-Scenario = Literal["agents", "floating-ip", "instance", "names", "neighbours"]
+Scenario = Literal["agents", "floating-ip", "instance", "names", "neighbours", "volumes"]
 """What takes more than one command to find out, and is built into stacklab (stacklab/check/scenarios.py)."""
 
 
@@ -55,24 +55,27 @@ class Part(Strict):
 
 
 class Ownership(Strict):
-    """Whose a file on a node is."""
+    """Whose a file on a node is; on: the role of the nodes that have it, all that run a part if none."""
 
     owner: Word = "root"
     group: Word = "root"
     mode: Mode = "0644"
+    on: Role | None = None
 
 
 class Files(Strict):
     """Whose the files below files/ are: root:root 0644, or root:GROUP 0640; `special` paths as they say."""
 
     group: Word | None = None
+    on: Role | None = None
     special: Mapping[AbsolutePath, Ownership] = Field(default_factory=dict)
 
     def ownership(self, path: str) -> Ownership:
-        """Owner, group and mode of the absolute `path` on the node."""
+        """Owner, group, mode and nodes of the absolute `path` on the node."""
         if path in self.special:
-            return self.special[path]
-        return Ownership(group=self.group, mode="0640") if self.group else Ownership()
+            own = self.special[path]
+            return own if own.on else own.model_copy(update={"on": self.on})
+        return Ownership(group=self.group, mode="0640", on=self.on) if self.group else Ownership(on=self.on)
 
 
 class Command(Strict):
@@ -162,6 +165,22 @@ class Rule(Strict):
     port: Port | None = None
 
 
+class Encryption(Strict):
+    """How volumes of a type are encrypted, by the compute node; key_size in bits."""
+
+    provider: Word = "luks"
+    cipher: Word = "aes-xts-plain64"
+    key_size: int = 256
+
+
+class VolumeType(Strict):
+    """A type of volumes, with the properties by which Cinder chooses where they lie."""
+
+    name: Word
+    properties: Mapping[str, Word] = Field(default_factory=dict)
+    encryption: Encryption | None = None
+
+
 class Resources(Strict):
     """What stacklab creates through the cloud's own APIs when the layer is up."""
 
@@ -170,6 +189,7 @@ class Resources(Strict):
     routers: tuple[Router, ...] = ()
     images: tuple[Image, ...] = ()
     rules: tuple[Rule, ...] = ()
+    volume_types: tuple[VolumeType, ...] = ()
 
 
 class Check(Strict):

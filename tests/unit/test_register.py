@@ -44,6 +44,11 @@ class FakeCloud:
                 {"user": {"id": parts[3]}, "role": {"id": parts[5]}, "scope": {"project": {"id": parts[1]}}}
             )
             return {}
+        if parts[0] == "types" and len(parts) > 2:
+            kind = next(thing for thing in self._of("types") if thing["id"] == parts[1])
+            if method == "POST":
+                kind[parts[2]] = kind.get(parts[2], {}) | body[parts[2]]
+            return dict(kind.get(parts[2], {}))
         if method == "GET":
             return self._list(parts[0], dict(params or {}))
         if method == "DELETE":
@@ -96,7 +101,8 @@ class FakeCloud:
         more: dict[str, Any] = {"links": {"next": following}}
         if kind in ("flavors", "networks"):
             more = {f"{kind}_links": [{"rel": "next", "href": following}]} if following else {}
-        return {kind.replace("-", "_"): found[first : first + 2], **more}
+        key = "volume_types" if kind == "types" else kind.replace("-", "_")
+        return {key: found[first : first + 2], **more}
 
     def _create(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         wrapped = len(body) == 1
@@ -223,6 +229,23 @@ class TestFlavors:
         flavors[1]["ram"] = 256
         assert run(cloud, {"flavors": flavors}) == ([], ["flavor small"])
         assert cloud.names("flavors") == ["medium", "small", "tiny"]
+
+
+class TestVolumeTypes:
+    def test_types_are_made_once_with_properties_and_encryption(self, cloud: FakeCloud) -> None:
+        sealed = {"provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256}
+        types: list[dict[str, Any]] = [
+            {"name": "plain", "properties": {"volume_backend_name": "ceph"}, "encryption": None},
+            {"name": "sealed", "properties": {"volume_backend_name": "ceph"}, "encryption": sealed},
+        ]
+        assert run(cloud, {"volume_types": types})[0] == ["volume type plain", "volume type sealed"]
+        assert run(cloud, {"volume_types": types}) == ([], [])
+        made = {kind["name"]: kind for kind in cloud.things["types"]}
+        assert made["sealed"]["encryption"] == {**sealed, "control_location": "front-end"}
+        assert "encryption" not in made["plain"]
+        types[0]["properties"] = {"volume_backend_name": "lvm"}
+        assert run(cloud, {"volume_types": types}) == ([], ["volume type plain"])
+        assert cloud.things["types"][0]["extra_specs"] == {"volume_backend_name": "lvm"}
 
 
 SUBNET = {

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from stacklab.lab.secrets import ensure_secrets, masked, renew_secrets
 from stacklab.model.catalog import Catalog
 from stacklab.model.service import Service
-from stacklab.templating import salted_sha256, service_environment
+from stacklab.templating import cephx_key, salted_sha256, service_environment
 
 
 @pytest.fixture
@@ -47,9 +48,17 @@ def test_a_password_is_hashed_as_rabbitmq_checks_it() -> None:
     assert salted_sha256("s3cret") == salted_sha256("s3cret") != salted_sha256("other")
 
 
-def test_templates_have_the_filter() -> None:
-    text = service_environment().from_string("{{ 's3cret' | salted_sha256 }}").render()
-    assert text == salted_sha256("s3cret")
+def test_a_password_is_a_key_as_ceph_reads_it() -> None:
+    kind, made_s, made_ns, length = struct.unpack_from("<HIIH", raw := base64.b64decode(cephx_key("s3cret")))
+    assert (kind, made_s, made_ns, length) == (1, 0, 0, len(raw[12:])) == (1, 0, 0, 16)
+    assert cephx_key("s3cret") == cephx_key("s3cret") != cephx_key("other")
+
+
+def test_templates_have_the_filters() -> None:
+    environment = service_environment()
+    for made in (salted_sha256, cephx_key):
+        text = environment.from_string(f"{{{{ 's3cret' | {made.__name__} }}}}").render()
+        assert text == made("s3cret")
 
 
 def test_a_command_is_shown_without_its_secrets() -> None:
