@@ -213,7 +213,7 @@ def _interface(facts: Facts, lab: Wanted) -> Iterator[Complaint]:
     if interface not in facts.interfaces:
         there = ", ".join(each for each in facts.interfaces if each != "lo")
         yield f"it has no interface '{interface}'; it has: {there}", advice
-    elif facts.lab != lab.lab:
+    elif not facts.lab or facts.lab != lab.lab:
         if facts.addresses.get(interface) or interface in facts.default_interfaces:
             listed = ", ".join(facts.addresses.get(interface, ["the default route"]))
             yield f"the interface '{interface}' is in use: {listed}; it would be lost to a bridge", advice

@@ -33,8 +33,8 @@ def program() -> Iterator[Program]:
         yield program
     finally:
         program.end()
-        for lab in sorted((program.state / "labs").glob("*")):
-            program.run("destroy", "--lab", lab.name, "--yes")
+        for file in sorted((program.state / "labs").glob("*/lab.yaml")):
+            program.run("destroy", "--lab", file.parent.name, "--yes")
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -220,7 +220,7 @@ LOOK = {
     "failed": "systemctl list-units --failed --no-legend --plain",
     "ports": "cat /proc/net/tcp /proc/net/tcp6 | awk '$4 == \"0A\" { print $2 }' | sort",
     "interfaces": "ls /sys/class/net",
-    "processes": "cat /proc/[0-9]*/comm 2> /dev/null | grep -v -e '^cat' -e '^sort' -e '^sh' | sort -u",
+    "processes": "cat /proc/[0-9]*/comm 2> /dev/null | grep -v -e cat -e sort -e grep -e sh | sort -u",
     "files": "find / -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/run/*' ! -path '/tmp/*'"
     " ! -path '/var/lib/apt/*' ! -path '/var/cache/*' ! -path '/var/log/*' ! -path '/var/lib/dpkg/*'"
     " ! -path '/var/lib/systemd/*' ! -path '/root/.ssh/*' | sort",
