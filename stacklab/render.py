@@ -24,7 +24,7 @@ from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.lab.lab import HOST
 from stacklab.model.service import Command, Role, Service
-from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork
+from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork, tunnel_address
 from stacklab.provide.provider import Node
 from stacklab.steps import Scope, Step, final_steps, node_steps
 from stacklab.templating import FAILURES, failure_in, service_environment, stacklab_environment
@@ -269,14 +269,14 @@ class Renderer:
         return len(self._blueprint.nodes) == 1
 
     def _context(self, node: Node, services: Sequence[Service]) -> dict[str, Any]:
+        facts = {other.name: _node_facts(other, index) for index, other in enumerate(self._blueprint.nodes)}
         return {
             "lab": {"name": self._lab},
             "release": {"name": self._blueprint.release.name},
-            "node": _node_facts(node),
-            "nodes": [_node_facts(other) for other in self._blueprint.nodes],
+            "node": facts[node.name],
+            "nodes": list(facts.values()),
             "nodes_by_role": {
-                role: [_node_facts(other) for other in self._blueprint.nodes if role in other.roles]
-                for role in get_args(Role)
+                role: [each for each in facts.values() if role in each["roles"]] for role in get_args(Role)
             },
             "controller": self._controller.address,
             "services": {service.name: service for service in services},
@@ -434,10 +434,11 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _node_facts(node: Node) -> dict[str, Any]:
+def _node_facts(node: Node, index: int) -> dict[str, Any]:
     return {
         "name": node.name,
         "address": node.address,
+        "tunnel_address": tunnel_address(index),
         "roles": list(node.roles),
         "provider_interface": node.provider_interface,
     }

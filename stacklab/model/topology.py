@@ -41,6 +41,9 @@ class LabNetwork:
 
 MANAGEMENT = LabNetwork("10.20.0.0/24", "10.20.0.1", "eth0")
 PROVIDER = LabNetwork("10.30.0.0/24", "10.30.0.1", "eth1", start="10.30.0.100", end="10.30.0.200")
+# Where Open vSwitch sends tunnels through a bridge of its own, they have their addresses, on the wire of the
+# provider network: docs/decisions/0012-tunnels-on-the-provider-wire.md.
+TUNNEL_CIDR = "10.40.0.0/24"
 _FIRST_NODE = 11
 MOST_NODES = 80  # what follows on the provider network is for instances
 
@@ -192,6 +195,11 @@ def addresses(machines: Sequence[Node]) -> Mapping[str, str]:
         machine.name: machine.address or str(network[_FIRST_NODE + index])
         for index, machine in enumerate(ordered)
     }
+
+
+def tunnel_address(index: int) -> str:
+    """The address of a node's end of tunnels, by its place among the nodes, from 0."""
+    return str(IPv4Network(TUNNEL_CIDR)[_FIRST_NODE + index])
 
 
 def _faults_of_node(node: dict[str, Data], index: int) -> Iterator[Fault]:
