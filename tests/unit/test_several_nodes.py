@@ -1,5 +1,6 @@
 """Labs of several nodes: which there are, what runs on each, and in which order."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,14 @@ import pytest
 import yaml
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.check.api import Api
+from stacklab.check.cloud import Cloud
+from stacklab.check.neighbours import check_neighbours
 from stacklab.errors import ModelError, UsageError
 from stacklab.home import Home
 from stacklab.images.store import key_of
 from stacklab.lab.lab import Lab
+from stacklab.lab.secrets import placeholder_secrets
 from stacklab.recipe import first_packages, recipe
 from stacklab.render import HostFacts, Rendered, Renderer
 from tests.unit.catalogs import write, write_profile
@@ -150,3 +155,27 @@ def test_a_role_that_no_node_has_is_missed_before_anything_is_built(catalog: Pat
         f"{catalog}/topologies/pair.yaml:5:3: no node has the role 'compute', "
         "which is where parts of work run"
     ]
+
+
+def test_one_compute_node_has_no_neighbours_to_check(catalog: Path) -> None:
+    alone = blueprint(catalog, computes=1)
+    cloud = Cloud(lab_of(catalog), alone, 1, {}, Api({}))
+    assert list(check_neighbours(cloud, alone.services[1], "neighbours")) == []
+
+
+def test_tunnels_between_containers_have_addresses_of_their_own() -> None:
+    home = Home(Path("/nonexistent/state"), Path("/nonexistent/cache"))
+
+    def switch(computes: int | None, *, kernel: bool) -> str:
+        several = resolve(Lab(home, "blue"), UpRequest(lab="blue", computes=computes))
+        secrets = placeholder_secrets(Path("/nonexistent"), several.services)
+        layer = Renderer("blue", several, secrets, replace(HOST, openvswitch=kernel)).layer(1)
+        path = "/etc/systemd/system/ovs-vswitchd.service.d/stacklab.conf"
+        return layer.files[several.nodes[-1].name][path].content.decode()
+
+    apart = switch(2, kernel=False)
+    assert "ovn-encap-ip=10.40.0.13 " in apart
+    assert "ip address replace 10.40.0.13/24 dev br-provider" in apart
+    assert "ovn-encap-ip=10.20.0.13 " in switch(2, kernel=True)
+    for without in (switch(2, kernel=True), switch(None, kernel=False)):
+        assert "10.40.0." not in without
