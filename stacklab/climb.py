@@ -142,12 +142,13 @@ class Climb:
         started = None if thawed else self._make()
         guest = self._guest()
         layers = [self.render(layer, guest) for layer in range(1, self.blueprint.target + 1)]
-        # The layer that a lab stands on holds those below it; to apply one of these would take it away.
-        standing = self.lab.settings.layer
+        # A layer holds those below it: to apply one of these again would take away what stands above it.
+        above = self.lab.settings.layer + 1
         wanted = [
             layer
             for layer in layers
-            if layer.layer >= standing and not self.lab.journal.passed(layer.applied_key)
+            if layer.layer >= min(above, self.blueprint.target)
+            and not self.lab.journal.passed(layer.applied_key)
         ]
         if started and not wanted:
             await_cloud(self.lab, started)

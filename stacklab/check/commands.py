@@ -26,9 +26,11 @@ def check_command(cloud: Cloud, service: Service, name: str, text: str) -> Check
         try:
             command = cloud.renderer.text(text)
         except FAILURES as error:
-            raise Unmet(f"`{text}` in {service.file} {failure_in(error)[1]}") from None
+            raise Unmet(
+                f"`{text.strip().splitlines()[0]}` in {service.file} {failure_in(error)[1]}"
+            ) from None
         argv = cloud.lab.enter_command(["sh", "-c", command])
-        shown = masked(command, cloud.renderer.secrets)
+        shown = masked(command.strip().splitlines()[0], cloud.renderer.secrets)
         run_command(argv, cloud.lab.client_environment(os.environ), name=shown, stopping=cloud.stopping)
 
     yield ask(service.name, name, run)

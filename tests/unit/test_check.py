@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -22,8 +23,10 @@ from stacklab.check.health import answers, ask_all, concerned_service
 from stacklab.check.junit import write_junit
 from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
 from stacklab.check.runner import Job, failure_of, run_jobs
+from stacklab.check.scenarios import SCENARIOS, play_of
 from stacklab.errors import Interrupted
 from stacklab.model.catalog import Catalog
+from stacklab.model.service import Scenario
 from stacklab.provide.provider import Node
 
 PASSED, FAILED, SKIPPED = CheckState.PASSED, CheckState.FAILED, CheckState.SKIPPED
@@ -451,3 +454,8 @@ def test_what_is_missing_leads_to_the_service_whose_logs_tell_more() -> None:
         ("node 'controller' is stopped", ""),
     ):
         assert concerned_service(services, ["node 'x' is stopped", words]) == service
+
+
+def test_each_scenario_that_a_service_may_name_can_be_played() -> None:
+    assert set(SCENARIOS) == set(get_args(Scenario))
+    assert all(callable(play_of(scenario)) for scenario in SCENARIOS)
