@@ -4,6 +4,7 @@ An image that is complete is sealed in the background: a digest of each of its f
 and the mark `sealed` once all has reached the disk. Run as `python -m stacklab.images.digest FOLDER`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,5 +97,12 @@ def _digest(entry: "os.DirEntry[str]") -> str:
     return digest.hexdigest()
 
 
+def _give_way() -> None:
+    """Yield to other sessions too, where the kernel shares the processors out by session (sched(7))."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
+
+
 if __name__ == "__main__":
+    _give_way()
     seal(Path(sys.argv[1]))
