@@ -14,7 +14,7 @@ from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.packages import packages_inputs
 from stacklab.images.store import Store, key_of
 from stacklab.lab.access import ssh_options
-from stacklab.lab.lab import Lab
+from stacklab.lab.lab import HOST, Lab
 from stacklab.lab.secrets import placeholder_secrets
 from stacklab.provide.provider import NodeState
 from stacklab.recipe import LAYER, changes, deepest, first_packages, recipe
@@ -94,7 +94,8 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
     )
     store = Store(home.cache / "images")
     images = []
-    if absent:
+    are_made = blueprint.settings.node_kind != HOST  # what is there already needs no image
+    if absent and are_made:
         inputs = base_inputs(blueprint.release)
         packages = first_packages(blueprint)
         images.append(_planned_image(store, "base", inputs))
@@ -109,7 +110,7 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
     host = host_facts(home, blueprint.settings)
     renderer = Renderer(lab.name, blueprint, secrets, host, ssh_options(lab), images_at_hand)
     is_new = len(absent) == len(blueprint.nodes)
-    start = _start(store, blueprint, host, images_at_hand) if is_new else None
+    start = _start(store, blueprint, host, images_at_hand) if is_new and are_made else None
     layers = []
     for number in range(1, blueprint.target + 1):
         rendered = renderer.layer(number)

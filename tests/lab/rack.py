@@ -4,6 +4,7 @@ They are made of the lab's base image, but nothing of stacklab is in them. What 
 through a proxy in that network, which this machine's own network answers.
 """
 
+import contextlib
 import http.client
 import http.server
 import subprocess
@@ -171,6 +172,24 @@ class Rack:
             text=True,
             check=False,
         )
+
+    def start(self, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
+        """Start stacklab on a desk in the machines' network, its output going to `log`."""
+        argv = self.namespace.enter_command(self.program.argv(*arguments), network_only=True)
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                argv, env=self.program.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def power_off(self, name: str) -> None:
+        """Pull a machine's plug: its disk stays as it is at this moment."""
+        with contextlib.closing(self.namespace.connect()) as connection:
+            connection.lookupByName(name).destroy()
+
+    def power_on(self, name: str) -> None:
+        """Start a machine and wait until its SSH server greets."""
+        self.provider.start(self.nodes[name])
+        wait_for(f"SSH of {name}", partial(self._answers, name), BOOT_SECONDS)
 
     def topology(self, hosts: Mapping[str, Mapping[str, object]]) -> str:
         """Write a topology of machines, each with what is said of it; the file's path."""

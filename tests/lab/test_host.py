@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.lab.machine import TESTS_FOLDER
-from tests.lab.program import Program
+from tests.lab.program import Program, wait_for
 from tests.lab.rack import Rack, differences, look
 
 pytestmark = pytest.mark.lab
 
+APT_LOG = "/var/log/stacklab/packages.log"
 PROFILES = str(Path(__file__).parent / "profiles")
 IDENTITY = ("--path", PROFILES, "--profile", "identity", "--layer", "1")
 EVERYTHING: dict[str, object] = {
@@ -118,3 +119,42 @@ def test_a_host_climbs_and_is_left_as_it_was_found(rack: Rack) -> None:
     assert done.returncode == 0, done.stderr
     assert differences(before, look(rack, "brain")) == {}
     assert rack.do("brain", "cat /etc/memcached.conf") == "# mine\n"
+
+
+def test_a_host_that_goes_away_in_the_middle_is_told_and_up_resumes(rack: Rack, tmp_path: Path) -> None:
+    """The power of the host fails while its packages are installed; afterwards the same command goes on."""
+    before = look(rack, "brain")
+    file = rack.topology({"brain": {}})
+    log = tmp_path / "up.log"
+    up = rack.start("up", "--lab", "rack", "--topology", file, *IDENTITY, log=log)
+    wait_for("packages", lambda: "Unpacking" in rack.run("brain", f"cat {APT_LOG}").stdout, 300.0)
+    rack.power_off("brain")
+    assert up.wait(timeout=300.0) == 1, log.read_text()
+    assert "the host 'brain' went away" in log.read_text()
+    done = rack.stacklab("status", "--lab", "rack")
+    assert done.returncode == 0 and "unreachable" in done.stdout
+    done = rack.stacklab("up", "--lab", "rack")
+    assert done.returncode == 3 and "no SSH server answers on port 22" in done.stderr
+    rack.power_on("brain")
+    done = rack.stacklab("up", "--lab", "rack")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    done = rack.stacklab("destroy", "--lab", "rack", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert differences(before, look(rack, "brain")) == {}
+
+
+@pytest.mark.slow
+def test_all_of_layer_1_on_a_host_is_left_without_a_trace(rack: Rack) -> None:
+    """An instance that still runs goes with the cloud. A quarter of an hour."""
+    before = look(rack, "brain")
+    file = rack.topology({"brain": EVERYTHING})
+    done = rack.stacklab("up", "--lab", "rack", "--topology", file, "--layer", "1")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    done = rack.stacklab("verify", "--lab", "rack")
+    assert done.returncode == 0, done.stdout + done.stderr
+    boot = "openstack server create --image guest --flavor tiny --network provider --wait left-over"
+    done = rack.stacklab("exec", "--lab", "rack", "--", *boot.split())
+    assert done.returncode == 0, done.stderr
+    done = rack.stacklab("destroy", "--lab", "rack", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert differences(before, look(rack, "brain")) == {}
