@@ -103,7 +103,7 @@ def wait_for_ssh(lab: "Lab", node: Node) -> None:
             if time.monotonic() > deadline:
                 raise StepFailed(
                     f"node '{node.name}' does not answer SSH after {seconds:.0f} s",
-                    hint=f"stacklab doctor, and the console log in {lab.folder / 'libvirt' / 'log'}",
+                    hint=f"stacklab doctor, and the node's console: find {lab.folder} -name '*.log'",
                 )
             time.sleep(0.05)
 
