@@ -100,8 +100,8 @@ class TestLab:
     program: Program
     name: str
 
-    def run(self, verb: str, *arguments: str) -> str:
-        return self.program.run(verb, "--lab", self.name, *arguments)
+    def run(self, verb: str, *arguments: str, timeout: float = LONG_ENOUGH) -> str:
+        return self.program.run(verb, "--lab", self.name, *arguments, timeout=timeout)
 
     def try_(self, verb: str, *arguments: str) -> Done:
         return self.program.try_(verb, "--lab", self.name, *arguments)

@@ -1,0 +1,79 @@
+"""Layer 1 on virtual machines, by the program: up, verify, thaw, down, clone, memory, destroy.
+
+Emulated it takes an hour on two cores, so it is not part of the default run; test_contract.py is. The tests
+run in the order of the file.
+"""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.machine import Machine, left_over_since
+from tests.lab.program import Program, TestLab
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def before(program: Program) -> Machine:
+    """The machine before the lab."""
+    return Machine.look(program.state)
+
+
+@pytest.fixture(scope="module")
+def lab(program: Program, before: Machine) -> Iterator[TestLab]:
+    """A lab on layer 1 whose node is a virtual machine; destroyed at the end."""
+    lab = TestLab(program, "test-virtual")
+    try:
+        lab.run("up", "--layer", "1", "--node-kind", "vm", timeout=7200.0)
+        yield lab
+    finally:
+        lab.try_("destroy", "--yes")
+
+
+def run(lab: TestLab, verb: str, *arguments: str) -> str:
+    return lab.run(verb, *arguments, timeout=3600.0)
+
+
+def test_it_stands_on_layer_1_and_passes_its_checks(lab: TestLab) -> None:
+    assert lab.status()["layer"] == 1
+    run(lab, "verify")
+
+
+def test_its_node_has_a_kernel_of_its_own(lab: TestLab) -> None:
+    assert run(lab, "ssh", "controller", "--", "systemd-detect-virt").strip() in ("qemu", "kvm")
+
+
+def test_a_network_that_came_later_is_gone_after_stepping_down(lab: TestLab) -> None:
+    lab.openstack("network", "create", "later")
+    run(lab, "down", "--to", "1")
+    assert "later" not in {each["Name"] for each in lab.openstack("network", "list")}
+
+
+def test_its_memory_comes_back_with_what_was_there(lab: TestLab) -> None:
+    lab.openstack("network", "create", "kept")
+    boot = run(lab, "ssh", "controller", "--", "cat /proc/sys/kernel/random/boot_id")
+    lab.program.run("checkpoint", "save", "kept", "--memory", "--lab", lab.name)
+    lab.exec("openstack", "network", "delete", "kept")
+    lab.program.run("checkpoint", "restore", "kept", "--lab", lab.name)
+    assert "kept" in {each["Name"] for each in lab.openstack("network", "list")}
+    assert run(lab, "ssh", "controller", "--", "cat /proc/sys/kernel/random/boot_id") == boot
+    clock = float(run(lab, "ssh", "controller", "--", "date +%s.%N"))
+    assert abs(clock - time.time()) < 5.0
+    run(lab, "verify")
+
+
+def test_a_clone_is_another_cloud(lab: TestLab) -> None:
+    copy = TestLab(lab.program, "test-virtual-copy")
+    lab.program.run("clone", lab.name, copy.name, timeout=3600.0)
+    try:
+        copy.openstack("network", "create", "mine")
+        assert "mine" not in {each["Name"] for each in lab.openstack("network", "list")}
+    finally:
+        copy.run("destroy", "--yes")
+
+
+def test_nothing_is_left_of_it(lab: TestLab, before: Machine) -> None:
+    run(lab, "destroy", "--yes")
+    assert not left_over_since(before, lab.program.state)
