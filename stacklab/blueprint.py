@@ -85,6 +85,11 @@ class Blueprint:
             )
         )
 
+    def wheels(self, services: Iterable[Service], node: Node) -> tuple[str, ...]:
+        """The Python packages, NAME==VERSION, that `services` need on a node beside Debian's, sorted."""
+        parts = (part for service in services for part in parts_on(service, node).values())
+        return tuple(sorted({wheel for part in parts for wheel in part.wheels}))
+
 
 _NO_PACKAGE = re.compile(
     r"Unable to locate package (\S+)|Package '(\S+)' has no installation candidate"

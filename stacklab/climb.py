@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stacklab import wheels
 from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve
 from stacklab.check import check_layer, is_healthy
 from stacklab.errors import StepFailed
@@ -25,7 +26,6 @@ from stacklab.host.archive import Archive
 from stacklab.host.checks import host_facts, preflight
 from stacklab.images.base import base_inputs, ensure_base
 from stacklab.images.disk import ensure_disk
-from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, build_guest, guest_inputs
 from stacklab.images.packages import Downloads, Installation, ensure_packages, packages_inputs
 from stacklab.images.store import Image
@@ -279,7 +279,7 @@ class Climb:
             self.secrets,
             self.host,
             ssh_options(self.lab),
-            {GUEST_FILE: (guest or self._guest()).disk},
+            (guest or self._guest()).images,
         )
         return renderer.layer(layer)
 
@@ -290,6 +290,7 @@ class Climb:
         self._stop_gone_units(rendered, folder)
         rendered.write(folder)
         self._add_missing_packages(layer)
+        self._add_missing_wheels(layer)
         with journal.step(f"layer {layer}"):
             run_playbook(self.lab, folder)
         # A compute service that was started anew takes the instances that it finds half made for failed ones.
@@ -345,3 +346,10 @@ class Climb:
                 wait_for_ssh(self.lab, node)
                 # What systemd does at boot with what packages have put there.
                 self.lab.run_on(node.name, ["systemd-tmpfiles", "--create", "--exclude-prefix=/dev"])
+
+    def _add_missing_wheels(self, layer: int) -> None:
+        for node in self.blueprint.nodes:
+            for wheel in self.blueprint.wheels(self.blueprint.up_to(layer), node):
+                if not wheels.is_on(self.lab, node, wheel):
+                    with self.lab.journal.step("more packages", f"{node.name}/{wheel}"):
+                        wheels.put_on(self.lab, node, wheel, self.downloads)

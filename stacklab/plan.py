@@ -9,7 +9,6 @@ from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.base import base_inputs
-from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.packages import packages_inputs
 from stacklab.images.store import Store, key_of
@@ -106,7 +105,7 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
             )
     secrets = placeholder_secrets(lab.folder / "secrets.yaml", blueprint.services)
     guest = store.find("guest", guest_inputs(blueprint.release.pockets))
-    images_at_hand = {GUEST_FILE: Guest.at(guest.folder).disk} if guest else {}
+    images_at_hand = Guest.at(guest.folder).images if guest else {}
     host = host_facts(home, blueprint.settings)
     renderer = Renderer(lab.name, blueprint, secrets, host, ssh_options(lab), images_at_hand)
     is_new = len(absent) == len(blueprint.nodes)

@@ -127,7 +127,10 @@ def demands(blueprint: Blueprint, layer: int) -> dict[str, Any]:
     """What the layers up to `layer` want beside files and steps: packages by node, and checks."""
     services = blueprint.up_to(layer)
     checks = {service.name: [check.model_dump() for check in service.checks] for service in services}
-    packages = {node.name: list(blueprint.packages(services, node)) for node in blueprint.nodes}
+    packages = {
+        node.name: [*blueprint.packages(services, node), *blueprint.wheels(services, node)]
+        for node in blueprint.nodes
+    }
     return {"packages": packages, "checks": checks}
 
 

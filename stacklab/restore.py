@@ -17,7 +17,6 @@ from stacklab.errors import StepFailed, UsageError
 from stacklab.freeze import record_layers, thaw
 from stacklab.home import Home
 from stacklab.host.checks import host_facts
-from stacklab.images.guest import FILE as GUEST_FILE
 from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.store import Image, Store, key_of
 from stacklab.journal import Listener
@@ -39,7 +38,7 @@ def store_of(home: Home) -> Store:
 def images_at_hand(store: Store, blueprint: Blueprint) -> dict[str, Path]:
     """The image files that stacklab has for services to upload, by name: the guest, once it is built."""
     guest = store.find("guest", guest_inputs(blueprint.release.pockets))
-    return {GUEST_FILE: Guest.at(guest.folder).disk} if guest else {}
+    return Guest.at(guest.folder).images if guest else {}
 
 
 def start(lab: Lab, listener: Listener) -> None:

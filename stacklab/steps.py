@@ -242,7 +242,13 @@ def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> S
         "rules": [rule.model_dump() for rule in resources.rules],
         "volume_types": [kind.model_dump() for kind in resources.volume_types],
         "images": [
-            {"name": image.name, "format": image.format, "path": image_path(image.file)}
+            {
+                "name": image.name,
+                "format": image.format,
+                "path": image_path(image.file),
+                "kernel": image.kernel,
+                "ramdisk": image.ramdisk,
+            }
             for image in resources.images
         ],
     }

@@ -4,11 +4,11 @@
     {"auth": {"url", "user", "password", "project"}, "region",
      "users":    [{"name", "password", "roles": [..]}],      in the project `service`
      "services": [{"name", "type", "url"}],                  with public, internal and admin endpoint
-     "flavors":  [{"name", "ram" (MiB), "vcpus", "disk" (GiB)}],
+     "flavors":  [{"name", "ram" (MiB), "vcpus", "disk" (GiB), "properties": {..}}],
      "networks": [{"name", "shared", "external", "type", "physical",
                    "subnet": {"name", "cidr", "gateway", "start", "end", "dns": [..]}}],
      "routers":  [{"name", "external", "subnets": [..]}],    names of networks and subnets
-     "images":   [{"name", "format", "path"}],               public
+     "images":   [{"name", "format", "path", "kernel", "ramdisk"}],   public; the last two: names of images
      "rules":    [{"group", "protocol", "port"}],            ingress, in the administrator's project
      "volume_types": [{"name", "properties": {..},
                        "encryption": {"provider", "cipher", "key_size" (bits)}}]}
@@ -319,15 +319,25 @@ class Registry:
 
         def register(flavor: Entry) -> None:
             size = {key: flavor[key] for key in ("ram", "vcpus", "disk")}
+            properties = flavor.get("properties") or {}
             found = flavors.get(flavor["name"])
             if found and all(found[key] == value for key, value in size.items()):
+                self._set_properties(found["id"], properties)
                 return
             if found:
                 self.api.call("compute", "DELETE", f"/flavors/{found['id']}")
-            self.api.call("compute", "POST", "/flavors", {"flavor": {"name": flavor["name"], **size}})
+            body = {"flavor": {"name": flavor["name"], **size}}
+            new = self.api.call("compute", "POST", "/flavors", body)["flavor"]["id"]
+            self._set_properties(new, properties)
             (self.updated if found else self.created).append(f"flavor {flavor['name']}")
 
         at_once(register, wanted)
+
+    def _set_properties(self, flavor: str, properties: Entry) -> None:
+        """The flavor's extra specs; those that somebody has added stay."""
+        if properties:  # what is set is set again: to ask costs as much
+            path = f"/flavors/{flavor}/os-extra_specs"
+            self.api.call("compute", "POST", path, {"extra_specs": dict(properties)})
 
     # Cinder: https://docs.openstack.org/api-ref/block-storage/v3/
 
@@ -481,20 +491,29 @@ class Registry:
 
     def images(self, wanted: Sequence[Entry]) -> None:
         """Public images. Glance keeps a digest of what it holds: an unchanged file is not uploaded again."""
-        at_once(self._image, wanted)
+        booted_by = {name for image in wanted for name in (image.get("kernel"), image.get("ramdisk")) if name}
+        at_once(self._image, [image for image in wanted if image["name"] in booted_by])
+        at_once(self._image, [image for image in wanted if image["name"] not in booted_by])
 
     def _image(self, image: Entry) -> None:
         file = Path(image["path"])
         if not file.is_file():
             raise RegisterError(f"image {image['name']}: there is no file {file} on this node")
         found = self._all("image", "/v2/images", "images", {"name": image["name"], "owner": self.api.project})
-        if any(known["disk_format"] == image["format"] and _holds(known, file) for known in found):
+        parts = {
+            f"{part}_id": self._image_id(image[part]) for part in ("kernel", "ramdisk") if image.get(part)
+        }
+        if any(
+            known["disk_format"] == image["format"] and parts.items() <= known.items() and _holds(known, file)
+            for known in found
+        ):
             return
         body = {
             "name": image["name"],
             "disk_format": image["format"],
             "container_format": "bare",
             "visibility": "public",
+            **parts,
         }
         new = self.api.call("image", "POST", "/v2/images", body)["id"]
         try:
@@ -505,6 +524,12 @@ class Registry:
         for old in found:  # also those whose upload was cut off
             self.api.call("image", "DELETE", f"/v2/images/{old['id']}")
         (self.updated if found else self.created).append(f"image {image['name']}")
+
+    def _image_id(self, name: str) -> str:
+        found = self._all("image", "/v2/images", "images", {"name": name, "owner": self.api.project})
+        if not found:
+            raise RegisterError(f"there is no image '{name}', which another one is booted by")
+        return str(found[0]["id"])
 
     def _all(self, service: str, path: str, key: str, params: Entry | None = None) -> list[dict[str, Any]]:
         """Everything of a list, page by page."""

@@ -61,21 +61,30 @@ MIB = 2**20
 SECTOR = 512
 SYSTEM_MIB = 64
 USER_ID = 1000  # of the user `guest`
-REVISION = 2  # raise it when what is done below changes
+REVISION = 3  # raise it when what is done below changes
 
 
 @dataclass(frozen=True)
 class Guest:
-    """The files of a built guest: a disk to boot, and its kernel and initramfs for booting without it."""
+    """The files of a built guest: a disk to boot, and kernel and ramdisk for booting without any.
+
+    initramfs: finds the disk. ramdisk: the same, with the whole system beside it.
+    """
 
     disk: Path
     kernel: Path
     initramfs: Path
+    ramdisk: Path
 
     @classmethod
     def at(cls, folder: Path) -> "Guest":
         """The guest whose files lie in `folder`."""
-        return cls(folder / FILE, folder / "vmlinuz", folder / "initramfs")
+        return cls(folder / FILE, folder / "vmlinuz", folder / "initramfs", folder / "ramdisk")
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """The files that services may upload, by the name by which `resources` call them."""
+        return {FILE: self.disk, "guest.vmlinuz": self.kernel, "guest.ramdisk": self.ramdisk}
 
 
 def guest_inputs(pockets: Sequence[str]) -> dict[str, Any]:
@@ -107,6 +116,12 @@ def build_guest(folder: Path, archive: Archive, workdir: Path) -> Guest:
     guest.initramfs.write_bytes(b"".join(cpio(initramfs)))
     system = workdir / "system"
     _fill_system(tools, system)
+    beside = workdir / "beside"
+    beside.mkdir()
+    system.rename(beside / "system")
+    system = beside / "system"
+    # The kernel unpacks one archive after the other.
+    guest.ramdisk.write_bytes(guest.initramfs.read_bytes() + b"".join(cpio(beside)))
 
     disk = tools / "disk.raw"
     _write_disk(disk, tools, system, guest)

@@ -102,7 +102,7 @@ def _module_name(file: Path) -> str:
 
 
 def cpio(root: Path) -> Iterator[bytes]:
-    """The tree as an initramfs: cpio in the `newc` format, all owned by root. Not compressed, as the disk is.
+    """The tree as an initramfs: cpio in the `newc` format. Not compressed, as the disk is.
 
     https://docs.kernel.org/driver-api/early-userspace/buffer-format.html
     """
@@ -112,7 +112,8 @@ def cpio(root: Path) -> Iterator[bytes]:
             content = str(path.readlink()).encode()
         else:
             content = path.read_bytes() if path.is_file() else b""
-        yield _cpio_entry(str(path.relative_to(root)), number, status.st_mode, content)
+        owner = (status.st_uid, status.st_gid)
+        yield _cpio_entry(str(path.relative_to(root)), number, status.st_mode, content, owner)
     yield _cpio_entry("TRAILER!!!", 0, 0, b"")
 
 
@@ -121,9 +122,9 @@ def cpio_of(name: str, content: bytes) -> bytes:
     return _cpio_entry(name, 1, stat.S_IFREG | 0o600, content) + _cpio_entry("TRAILER!!!", 0, 0, b"")
 
 
-def _cpio_entry(name: str, inode: int, mode: int, content: bytes) -> bytes:
+def _cpio_entry(name: str, inode: int, mode: int, content: bytes, owner: tuple[int, int] = (0, 0)) -> bytes:
     encoded = name.encode() + b"\0"
-    fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
+    fields = (inode, mode, *owner, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
     header = b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
     return _padded(header) + _padded(content)
 

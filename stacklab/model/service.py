@@ -35,6 +35,8 @@ def _relative(path: str) -> str:
 
 
 Mode = Annotated[str, Field(pattern=r"^0[0-7]{3}$")]
+Wheel = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*$")]
+"""A Python package of one version: NAME==VERSION."""
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 RelativePath = Annotated[str, AfterValidator(_relative)]
 
@@ -47,9 +49,10 @@ class Needs(Strict):
 
 
 class Part(Strict):
-    """What the nodes of one role install and run."""
+    """What the nodes of one role install and run; wheels are what Debian does not carry."""
 
     packages: tuple[Word, ...] = ()
+    wheels: tuple[Wheel, ...] = ()
     units: tuple[Word, ...] = ()
     ports: tuple[Port, ...] = ()
 
@@ -111,12 +114,13 @@ class Identity(Strict):
 
 
 class Flavor(Strict):
-    """A flavor of instances; ram in MiB, disk in GiB."""
+    """A flavor of instances; ram in MiB, disk in GiB; properties as Nova calls its extra specs."""
 
     name: Word
     ram: int
     vcpus: int
     disk: int = 0
+    properties: Mapping[Word, Word] = Field(default_factory=dict)
 
 
 class Subnet(Strict):
@@ -150,11 +154,16 @@ class Router(Strict):
 
 
 class Image(Strict):
-    """An image of the cloud; `file` lies in the images folder of the lab."""
+    """An image of the cloud; `file` lies in the images folder of the lab.
+
+    kernel, ramdisk: names of the images that it is booted by, where it is not booted by itself.
+    """
 
     name: Word
     file: Word
     format: Word
+    kernel: Word | None = None
+    ramdisk: Word | None = None
 
 
 class Rule(Strict):
