@@ -21,9 +21,11 @@ ALIVE_SECONDS = 75.0
 # The units whose processes report to an API of a type, each under the name of its unit. A process can live on
 # after its agent has died in it, and then it is in no list: what should run on a node has to be listed.
 REPORTING: Mapping[str, frozenset[str]] = {
-    "compute": frozenset({"nova-compute", "nova-conductor", "nova-scheduler"}),
+    "compute": frozenset({"nova-compute", "nova-compute-ironic", "nova-conductor", "nova-scheduler"}),
     "network": frozenset({"neutron-ovn-agent", "neutron-ovn-metadata-agent", "ovn-controller"}),
 }
+# A second process of a kind on a node calls itself by another name of the node.
+SECOND: Mapping[str, tuple[str, str]] = {"nova-compute-ironic": ("nova-compute", "-ironic")}
 
 
 @dataclass(frozen=True, order=True)
@@ -33,12 +35,18 @@ class Agent:
     name: str
     host: str
 
+    @classmethod
+    def of(cls, unit: str, node: Node) -> "Agent":
+        """How the process of a unit reports."""
+        name, suffix = SECOND.get(unit, (unit, ""))
+        return cls(name, f"{node.name}{suffix}")
+
     def __str__(self) -> str:
         return f"{self.name} on node '{self.host}'"
 
 
 def check_agents(cloud: Cloud, service: Service, name: str) -> Checking:
-    """Every agent that the service's API lists is alive, and all that should be there are in the list."""
+    """Every agent of the lab that the API lists is alive, and all that should be there are listed."""
     yield ask(service.name, name, lambda: wait_for_agents(cloud, service))
 
 
@@ -57,7 +65,9 @@ def _wait(cloud: Cloud, kind: str) -> None:
 
     def look() -> bool | None:
         alive = _LISTS[kind](cloud)
-        problems[:] = [f"{agent} is down" for agent in sorted(alive) if not alive[agent]]
+        # What has left the lab stays in the list, and is down for ever.
+        ours = [agent for agent in sorted(alive) if agent in wanted or agent.name not in REPORTING[kind]]
+        problems[:] = [f"{agent} is down" for agent in ours if not alive[agent]]
         problems.extend(f"{agent} does not report" for agent in wanted if agent not in alive)
         return None if problems else True
 
@@ -68,7 +78,7 @@ def wanted_agents(services: Iterable[Service], nodes: Iterable[Node], kind: str)
     """The agents that have to be in the list of an API, as the units on the nodes tell."""
     services = list(services)
     return [
-        Agent(unit, node.name)
+        Agent.of(unit, node)
         for node in nodes
         for units in units_on(services, node).values()
         for unit in units

@@ -13,6 +13,7 @@ Play = Callable[[Cloud, Service, str], Checking]
 
 SCENARIOS: Mapping[Scenario, str] = {
     "agents": "check_agents",
+    "bare-metal": "check_bare_metal",
     "floating-ip": "check_floating_ip",
     "instance": "check_instance",
     "neighbours": "check_neighbours",

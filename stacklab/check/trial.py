@@ -99,6 +99,8 @@ class Trial:
     network: str = PROVIDER
     more: tuple[str, ...] = ()
     node: str = ""
+    image: str = IMAGE
+    flavor: str = FLAVOR
     name: str = field(default_factory=new_name)
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     connection: Connection | None = None
@@ -123,10 +125,12 @@ class Trial:
         left.
         """
         remove_leftovers(self.cloud, self.api, UNDER_WAY)
-        flavor = self.api.compute.find_flavor(FLAVOR, ignore_missing=False)
-        wanted = f"VCPU:{flavor.vcpus},MEMORY_MB:{flavor.ram}" + (
-            f",DISK_GB:{flavor.disk}" if flavor.disk else ""
-        )
+        flavor = self.api.compute.find_flavor(self.flavor, ignore_missing=False)
+        amounts = {"VCPU": flavor.vcpus, "MEMORY_MB": flavor.ram, "DISK_GB": flavor.disk}
+        for key, value in (flavor.extra_specs or {}).items():
+            if key.startswith("resources:"):
+                amounts[key.removeprefix("resources:")] = int(value)
+        wanted = ",".join(f"{what}:{amount}" for what, amount in amounts.items() if amount)
 
         def look() -> bool | None:
             path = f"/allocation_candidates?limit=1&resources={wanted}"
@@ -148,7 +152,7 @@ class Trial:
         compute = self.api.compute
         server = compute.create_server(
             name=self.name,
-            flavor_id=compute.find_flavor(FLAVOR, ignore_missing=False).id,
+            flavor_id=compute.find_flavor(self.flavor, ignore_missing=False).id,
             networks=[
                 {"uuid": self.api.network.find_network(name, ignore_missing=False).id}
                 for name in (self.network, *self.more)
@@ -178,7 +182,7 @@ class Trial:
 
     def root(self) -> dict[str, Any]:
         """What the instance's root disk is made of, as Nova is told."""
-        return {"image_id": self.api.image.find_image(IMAGE, ignore_missing=False).id}
+        return {"image_id": self.api.image.find_image(self.image, ignore_missing=False).id}
 
     def find_address(self) -> None:
         """Nova knows its address on each network."""

@@ -18,7 +18,7 @@ Role = Literal["controller", "compute", "network", "storage"]
 Phase = Literal["before-configure", "after-configure", "before-start", "after-start", "after-register"]
 """Where a service may hook an Ansible task file of its own into the lifecycle."""
 
-Scenario = Literal["agents", "floating-ip", "instance", "names", "neighbours", "volumes"]
+Scenario = Literal["agents", "bare-metal", "floating-ip", "instance", "names", "neighbours", "volumes"]
 """What takes more than one command to find out, and is built into stacklab (stacklab/check/scenarios.py)."""
 
 

@@ -65,6 +65,9 @@ class FakeCloud:
                 self.passwords[thing["name"]] = change.pop("password")
             thing |= change
             return {}
+        if parts[-1] == "os-extra_specs":
+            next(thing for thing in self._of(parts[0]) if thing["id"] == parts[1]).update(body)
+            return {}
         return self._create(parts[0], body)
 
     def upload(self, path: str, file: Path) -> None:
@@ -230,6 +233,12 @@ class TestFlavors:
         assert run(cloud, {"flavors": flavors}) == ([], ["flavor small"])
         assert cloud.names("flavors") == ["medium", "small", "tiny"]
 
+    def test_properties_are_set_on_new_flavors_and_on_those_that_are_there(self, cloud: FakeCloud) -> None:
+        flavor = {"name": "metal", "ram": 128, "vcpus": 1, "disk": 0}
+        run(cloud, {"flavors": [flavor]})
+        run(cloud, {"flavors": [{**flavor, "properties": {"resources:CUSTOM_METAL": "1"}}]})
+        assert cloud.things["flavors"][0]["extra_specs"] == {"resources:CUSTOM_METAL": "1"}
+
 
 class TestVolumeTypes:
     def test_types_are_made_once_with_properties_and_encryption(self, cloud: FakeCloud) -> None:
@@ -345,6 +354,17 @@ class TestImages:
         with pytest.raises(register.RegisterError, match="no room"):
             run(cloud, self.document(file))
         assert cloud.things["images"] == []
+
+    def test_an_image_names_those_that_it_is_booted_by(self, cloud: FakeCloud, file: Path) -> None:
+        parts = [{"name": name, "format": "raw", "path": str(file)} for name in ("kernel", "ramdisk")]
+        whole = {
+            "name": "guest", "format": "qcow2", "path": str(file), "kernel": "kernel", "ramdisk": "ramdisk"
+        }  # fmt: skip
+        run(cloud, {"images": [whole, *parts]})
+        ids = {image["name"]: image["id"] for image in cloud.things["images"]}
+        guest = next(image for image in cloud.things["images"] if image["name"] == "guest")
+        assert (guest["kernel_id"], guest["ramdisk_id"]) == (ids["kernel"], ids["ramdisk"])
+        assert run(cloud, {"images": [whole, *parts]}) == ([], [])
 
     def test_a_missing_file_is_named(self, cloud: FakeCloud, tmp_path: Path) -> None:
         with pytest.raises(
