@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 STATE = Path("/var/lib/stacklab")
-OURS = ("/var/lib/stacklab", "/var/log/stacklab", "/usr/lib/stacklab", "/tmp/.stacklab-ansible")
+OURS = ("/var/lib/stacklab", "/var/log/stacklab", "/tmp/.stacklab-ansible")
 KEPT = STATE / "kept"
 LOG = Path("/var/log/stacklab/packages.log")
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -54,7 +54,6 @@ class Snapshot:
     groups: list[str]
     links: list[str]
     folders: list[str]
-    etc: list[str]
 
     @classmethod
     def take(cls) -> "Snapshot":
@@ -67,7 +66,6 @@ class Snapshot:
             groups=sorted(group.gr_name for group in grp.getgrall()),
             links=_links(),
             folders=_folders(),
-            etc=_output(["find", "/etc", "-xdev", "-type", "f"]).splitlines(),
         )
 
 
@@ -104,6 +102,8 @@ class Ledger:
     def begin(self) -> None:
         """Book what is there before packages come."""
         self.settle()
+        if not self.book["added"]:
+            _keep_etc()
         self.book["before"] = vars(self._take())
         self.write()
 
@@ -117,7 +117,6 @@ class Ledger:
         entry = {
             "label": label or self.book.get("label", ""),
             "packages": packages,
-            "kept": sorted(_files_of(packages) & set(before["etc"])),
             "users": sorted(set(now.users) - set(before["users"])),
             "groups": sorted(set(now.groups) - set(before["groups"])),
             "folders": sorted(set(now.folders) - set(before["folders"])),
@@ -125,8 +124,6 @@ class Ledger:
         # stacklab enables what is to run; nothing else that came with packages starts at the next boot.
         for link in set(now.links) - set(before["links"]):
             Path(link).unlink(missing_ok=True)
-        for path in entry["kept"]:  # the owner's, which dpkg has left alone and will purge all the same
-            _copy(Path(path), KEPT / path.lstrip("/"))
         if any(entry[key] for key in ("packages", "users", "groups", "folders")):
             self.book["added"].append(entry)
         self.write()
@@ -224,6 +221,7 @@ def purge(entry: dict[str, Any]) -> None:
     """Purge the packages of an entry, and remove the folders, users and groups that came with them."""
     there = Snapshot.take().packages
     gone = [name for name in entry["packages"] if name in there]
+    etc = set(_etc_files())
     owned = {path for path in _files_of(entry["packages"]) if Path(path).is_dir()}
     _end_processes(entry["users"])
     if gone:
@@ -236,8 +234,10 @@ def purge(entry: dict[str, Any]) -> None:
         _quietly("dpkg", "--purge", *leftover)
     _end_processes(entry["users"])
     _remove_folders({*owned, *entry["folders"]}, entry)
-    for path in entry["kept"]:
-        if not os.path.lexists(path):
+    for path in sorted(
+        etc - set(_etc_files())
+    ):  # what the owner had there before, a purge takes all the same
+        if (KEPT / path.lstrip("/")).exists():
             _copy(KEPT / path.lstrip("/"), Path(path))
     for user in entry["users"]:
         _quietly("userdel", user)
@@ -261,6 +261,17 @@ def _files_of(packages: Iterable[str]) -> set[str]:
     names = list(packages)
     listed = _output(["dpkg-query", "--listfiles", *names], check=False).splitlines() if names else []
     return {path for path in listed if path.startswith(tuple(f"{tree}/" for tree in TREES))}
+
+
+def _etc_files() -> list[str]:
+    return _output(["find", "/etc", "-xdev", "-type", "f"]).splitlines()
+
+
+def _keep_etc() -> None:
+    """Keep the host's configuration as it is before the first package comes."""
+    shutil.rmtree(KEPT, ignore_errors=True)
+    KEPT.mkdir(mode=0o700)
+    subprocess.run(["cp", "--archive", "--one-file-system", "/etc", str(KEPT)], check=True)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ class Host:
         self.folders = ["/etc"]
 
     def take(self) -> ledger.Snapshot:
-        return ledger.Snapshot(dict(self.packages), list(self.users), ["root"], [], list(self.folders), [])
+        return ledger.Snapshot(dict(self.packages), list(self.users), ["root"], [], list(self.folders))
 
     def install(self, name: str) -> None:
         self.packages[name] = "1"
@@ -36,7 +36,10 @@ def test_a_host_is_part_of_one_lab(tmp_path: Path) -> None:
         ledger.Ledger(file).open("yours.2")
 
 
-def test_what_came_is_booked_also_when_the_booking_was_cut_off(tmp_path: Path) -> None:
+def test_what_came_is_booked_also_when_the_booking_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "KEPT", tmp_path / "kept")
     file, host = tmp_path / "ledger.json", Host()
     book = ledger.Ledger(file, host.take)
     book.open("mine.1")
