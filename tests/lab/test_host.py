@@ -91,7 +91,7 @@ def test_a_host_climbs_and_is_left_as_it_was_found(rack: Rack) -> None:
     rack.do("brain", "echo '# mine' > /etc/memcached.conf; apt-get -q update")
     before = look(rack, "brain")
     file = rack.topology({"brain": {}})
-    done = rack.stacklab("up", "--lab", "rack", "--topology", file, *IDENTITY)
+    done = rack.stacklab("up", "--lab", "rack", "--topology", file, *IDENTITY, "--accept-host-keys")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert "destroy will not undo" in done.stdout
     climbed = differences(before, look(rack, "brain"))
@@ -126,7 +126,7 @@ def test_a_host_that_goes_away_in_the_middle_is_told_and_up_resumes(rack: Rack, 
     before = look(rack, "brain")
     file = rack.topology({"brain": {}})
     log = tmp_path / "up.log"
-    up = rack.start("up", "--lab", "rack", "--topology", file, *IDENTITY, log=log)
+    up = rack.start("up", "--lab", "rack", "--topology", file, *IDENTITY, "--accept-host-keys", log=log)
     wait_for("packages", lambda: "Unpacking" in rack.run("brain", f"cat {APT_LOG}").stdout, 300.0)
     rack.power_off("brain")
     assert up.wait(timeout=300.0) == 1, log.read_text()
@@ -148,7 +148,7 @@ def test_all_of_layer_1_on_a_host_is_left_without_a_trace(rack: Rack) -> None:
     """An instance that still runs goes with the cloud. A quarter of an hour."""
     before = look(rack, "brain")
     file = rack.topology({"brain": EVERYTHING})
-    done = rack.stacklab("up", "--lab", "rack", "--topology", file, "--layer", "1")
+    done = rack.stacklab("up", "--lab", "rack", "--topology", file, "--layer", "1", "--accept-host-keys")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     done = rack.stacklab("verify", "--lab", "rack")
     assert done.returncode == 0, done.stdout + done.stderr
