@@ -12,6 +12,8 @@ import pytest
 
 from tests.lab.program import Program, TestLab
 
+pytestmark = pytest.mark.slow
+
 OSD_MIB = 400  # of a file of 10 GiB, after all that the checks write
 
 
