@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,11 +207,12 @@ class _Server(paramiko.ServerInterface):
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         def answer() -> None:
-            while channel.recv(65536):  # the probe, to its end
-                pass
-            channel.sendall(self.printed.encode())
-            channel.send_exit_status(0)
-            channel.close()
+            with suppress(OSError, EOFError, paramiko.SSHException):  # the other side may have gone
+                while channel.recv(65536):  # the probe, to its end
+                    pass
+                channel.sendall(self.printed.encode())
+                channel.send_exit_status(0)
+                channel.close()
 
         threading.Thread(target=answer, daemon=True).start()
         return True
@@ -245,7 +246,7 @@ def served(folder: Path, name: str, printed: str = PRINTED) -> Iterator[tuple[No
             transport.add_server_key(host)
             try:
                 transport.start_server(server=_Server(user.get_base64(), printed))
-            except (paramiko.SSHException, EOFError):
+            except (paramiko.SSHException, EOFError, OSError):
                 continue
 
     thread = threading.Thread(target=serve, daemon=True)
