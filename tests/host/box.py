@@ -47,7 +47,7 @@ end
 """
 METADATA = {"provider": "libvirt", "format": "qcow2", "virtual_size": SIZE_GIB}
 # https://github.com/hashicorp/vagrant/tree/main/keys: the key that Vagrant replaces when it first logs in.
-KEYS = Path("/usr/share/vagrant/keys/vagrant.pub"), Path("/usr/share/doc/vagrant/keys/vagrant.pub")
+KEYS = Path("/usr/share/rubygems-integration/all/gems").glob("vagrant-[0-9]*/keys/vagrant.pub")
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 
 # In the new system, as root.
@@ -96,7 +96,7 @@ def make_box(target: Path, log: Path) -> None:
         work = Path(folder)
         for name in ("box", "root", "work", "top/usr/local/share"):
             (work / name).mkdir(parents=True)
-        shutil.copy(next(key for key in KEYS if key.exists()), work / "top" / "vagrant.pub")
+        shutil.copy(next(iter(KEYS)), work / "top" / "vagrant.pub")
         if CERTIFICATES.is_dir():
             shutil.copytree(CERTIFICATES, work / "top/usr/local/share/ca-certificates")
         (work / "box" / "Vagrantfile").write_text(VAGRANTFILE)
