@@ -356,11 +356,11 @@ def labs_finding(home: Home) -> Finding:
     return Finding("labs", State.OK, f"{len(labs)} here" if labs else "none here")
 
 
-def needs_of(services: Iterable[Service], *, images: bool) -> Needs:
-    """What services take, in MiB; `images`: whether their images are still to be built."""
+def needs_of(services: Iterable[Service], *, images: bool, nodes: int = 1) -> Needs:
+    """What services take on so many nodes, in MiB; `images`: whether their images are still to be built."""
     wanted = list(services)
     return Needs(
-        memory=sum(service.needs.memory for service in wanted) + (NODE_MEMORY if wanted else 0),
+        memory=sum(service.needs.memory for service in wanted) + (NODE_MEMORY * nodes if wanted else 0),
         state=sum(service.needs.disk for service in wanted),
         cache=IMAGES_DISK if images else 0,
     )
@@ -384,7 +384,8 @@ def _needs(home: Home, blueprint: Blueprint) -> Needs:
     """What the lab still needs of the machine; services that came up earlier have their memory and room."""
     standing = blueprint.settings.services
     missing = [service for service in blueprint.services if service.name not in standing]
-    return needs_of(missing, images=not any((home.cache / "images").glob("packages-*")))
+    images = not any((home.cache / "images").glob("packages-*"))
+    return needs_of(missing, images=images, nodes=len(blueprint.nodes))
 
 
 def _needs_root(check: Check) -> bool:

@@ -1,5 +1,6 @@
 """The kinds of nodes: which of them this machine runs best, and how long each takes."""
 
+import re
 from pathlib import Path
 
 from stacklab.host import kvm
@@ -17,4 +18,9 @@ def best(cache: Path) -> str:
 
 def patience(kind: str, cache: Path) -> float:
     """How many times longer than on a node that runs natively all is waited for."""
-    return EMULATED if kind == "vm" and not kvm.works(cache) else 1.0
+    return EMULATED if is_emulated() or (kind == "vm" and not kvm.works(cache)) else 1.0
+
+
+def is_emulated(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine is itself emulated by QEMU: its processor says so in its name."""
+    return re.search(r"^model name\s*: QEMU TCG CPU", cpuinfo.read_text(), re.MULTILINE) is not None

@@ -10,6 +10,7 @@ from stacklab.blueprint import UpRequest, resolve
 from stacklab.home import Home
 from stacklab.host import kinds, kvm
 from stacklab.host.checks import (
+    NODE_MEMORY,
     Finding,
     Needs,
     State,
@@ -122,6 +123,14 @@ def test_what_services_take_is_added_up() -> None:
     needs = needs_of(services, images=False)
     assert (needs.memory, needs.state, needs.cache) == (600, 10, 0)
     assert needs_of([], images=False) == Needs()
+    assert needs_of(services, images=False, nodes=3).memory == needs.memory + 2 * NODE_MEMORY
+
+
+def test_an_emulated_machine_is_waited_for_longer(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    for name, emulated in (("QEMU TCG CPU version 2.5+", True), ("QEMU Virtual CPU version 2.5+", False)):
+        cpuinfo.write_text(f"processor\t: 0\nmodel name\t: {name}\nflags\t: fpu\n")
+        assert kinds.is_emulated(cpuinfo) is emulated
 
 
 def test_this_machine_can_be_looked_at_in_no_time(tmp_path: Path) -> None:
