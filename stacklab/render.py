@@ -36,6 +36,9 @@ RETIRE_FILE = "/var/lib/stacklab/retire.json"
 LEDGER_FILE = "/usr/lib/stacklab/ledger.py"
 REMOTE_TMP = "/tmp/.stacklab-ansible"
 FINAL_FILE = "/var/lib/stacklab/final.json"
+ELSEWHERE = (
+    b"# Rendered by stacklab: runs on another node of the lab.\n[Unit]\nConditionPathExists=/nonexistent\n"
+)
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,7 @@ class Renderer:
                     )
                 owners[path] = service.name
                 files[path] = RenderedFile(content, ownership.owner, ownership.group, int(ownership.mode, 8))
-        return files
+        return files | {path: RenderedFile(ELSEWHERE) for path in _units_elsewhere(node, services)}
 
     def _scope(
         self,
@@ -435,6 +438,19 @@ def _digest(file: Path) -> str:
         return ""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _units_elsewhere(node: Node, services: Sequence[Service]) -> Iterator[str]:
+    """Files by which units that are for other nodes do not start on this one.
+
+    All nodes start from one image with the packages of all of them, and Debian's units want each other: an
+    agent of Neutron starts the database and Keystone where it finds them.
+    """
+    own = {unit for service in services for part in parts_on(service, node).values() for unit in part.units}
+    every = {unit for service in services for part in service.parts.values() for unit in part.units}
+    for unit in sorted(every - own):
+        name = unit if "." in unit else f"{unit}.service"
+        yield f"/etc/systemd/system/{name}.d/stacklab-elsewhere.conf"
 
 
 def _node_facts(node: Node, index: int) -> dict[str, Any]:

@@ -105,6 +105,18 @@ def test_each_node_has_what_its_roles_ask_for_and_all_start_from_one_image(catal
     assert files["compute-1"]["/etc/work.conf"].content == b"I am 10.20.0.12\n"
 
 
+def test_what_is_for_other_nodes_does_not_start_though_it_is_installed(catalog: Path) -> None:
+    files = rendered(blueprint(catalog, computes=1)).files
+    kept = {node: [path for path in tree if "elsewhere" in path] for node, tree in files.items()}
+    assert kept == {
+        "controller": ["/etc/systemd/system/worker.service.d/stacklab-elsewhere.conf"],
+        "compute-1": [
+            "/etc/systemd/system/base.service.d/stacklab-elsewhere.conf",
+            "/etc/systemd/system/work-api.service.d/stacklab-elsewhere.conf",
+        ],
+    }
+
+
 def test_commands_run_on_the_nodes_of_their_role(catalog: Path) -> None:
     layer = rendered(blueprint(catalog, computes=2))
     steps = {node: [step.id for step in steps] for node, steps in layer.steps.items()}
