@@ -1,7 +1,7 @@
 """A controller and two compute nodes, and what only several nodes can get wrong.
 
-Costs about four minutes on two cores, when the packages image of the session's first lab is there. The tests
-run in the order of the file.
+Costs more than four minutes on two cores, when the packages image of the session's first lab is there. The
+tests run in the order of the file.
 """
 
 import json
@@ -13,6 +13,8 @@ import pytest
 
 from tests.lab.machine import Machine, left_over_since
 from tests.lab.program import Program, TestLab, wait_for
+
+pytestmark = pytest.mark.slow
 
 NODES = ["controller", "compute-1", "compute-2"]
 COMPUTES = NODES[1:]
