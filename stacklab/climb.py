@@ -287,7 +287,7 @@ class Climb:
         """Bring one layer up on the nodes, check it, and record that the lab stands on it."""
         journal, layer = self.lab.journal, rendered.layer
         folder = self.lab.folder / "rendered" / f"layer-{layer}"
-        self._stop_gone_units(rendered, folder)
+        self._stop_gone_units(rendered)
         rendered.write(folder)
         self._add_missing_packages(layer)
         self._add_missing_wheels(layer)
@@ -312,10 +312,12 @@ class Climb:
         if self.store.find(LAYER, wanted) is None:
             freeze(self.lab, self.store, LAYER, wanted, title=title_of(self.blueprint, layer))
 
-    def _stop_gone_units(self, rendered: Rendered, before: Path) -> None:
-        """Stop the units of services that the lab had when `before` was rendered, and has no more."""
+    def _stop_gone_units(self, rendered: Rendered) -> None:
+        """Stop the units of services that the lab had, or a climb of it that was cut off, and has no more."""
+        before = sorted((self.lab.folder / "rendered").glob("layer-*"))
         for node in self.blueprint.nodes:
-            had = units_of_steps(before / "files" / node.name / STEPS_FILE.lstrip("/"))
+            files = (folder / "files" / node.name / STEPS_FILE.lstrip("/") for folder in before)
+            had = {unit for file in files for unit in units_of_steps(file)}
             gone = sorted(had - {unit for step in rendered.steps[node.name] for unit in step.units})
             if gone:
                 with self.lab.journal.step("stop what is gone", node.name, units=gone):
