@@ -1,7 +1,7 @@
 """Nodes of kind `host`: machines that only SSH reaches, made by these tests and known to stacklab by address.
 
-Some five minutes on two cores: two containers, of which one climbs to a cloud that gives out tokens, and is
-left as it was found. The slow test does the same with all of layer 1.
+Some five minutes on two cores, most of it in the slow tests: two containers, of which one climbs to a cloud
+that gives out tokens, or to all of layer 1, and is left as it was found.
 """
 
 import shutil
@@ -86,6 +86,7 @@ def test_all_that_is_wrong_with_two_hosts_is_told_at_once(rack: Rack) -> None:
         rack.do("muscle", "userdel --remove guest")
 
 
+@pytest.mark.slow
 def test_a_host_climbs_and_is_left_as_it_was_found(rack: Rack) -> None:
     """The profile is the smallest there is; what is undone is what every service has done to a host."""
     before = look(rack, "brain")
@@ -119,6 +120,7 @@ def test_a_host_climbs_and_is_left_as_it_was_found(rack: Rack) -> None:
     assert differences(before, look(rack, "brain")) == {}
 
 
+@pytest.mark.slow
 def test_a_host_that_goes_away_in_the_middle_is_told_and_up_resumes(rack: Rack, tmp_path: Path) -> None:
     """The power of the host fails while its packages are installed; afterwards the same command goes on."""
     before = look(rack, "brain")

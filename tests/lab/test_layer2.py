@@ -1,7 +1,7 @@
 """Layer 2 on a real layer 1: the climb, what it brings, services that come and go, down and up again.
 
-Costs some ten minutes on two cores, after the layer 1 that all lab tests share; the slow ones half an hour
-more. The tests run in the order of the file.
+Costs three quarters of an hour on two cores, after the layer 1 that all lab tests share. The tests run in the
+order of the file.
 """
 
 import re
@@ -14,6 +14,8 @@ import pytest
 
 from stacklab.model.catalog import Catalog
 from tests.lab.program import Program, TestLab
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LAYER = Catalog.load().profile("openstack").layers[1]
@@ -191,13 +193,11 @@ class TestDownAndUp:
     def test_down_and_up_again_leaves_the_cloud_healthy(self, lab: TestLab) -> None:
         climb_down_and_up(lab)
 
-    @pytest.mark.slow
     def test_and_twice_more(self, lab: TestLab) -> None:
         for _ in range(2):
             climb_down_and_up(lab)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("names", [*LAYER.services, "glance-on-swift", "swift,barbican"])
 def test_each_service_comes_up_on_layer_1_by_itself(program: Program, layer1: TestLab, names: str) -> None:
     lab = TestLab(program, "single")

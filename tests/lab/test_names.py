@@ -9,6 +9,8 @@ import pytest
 
 from tests.lab.program import Program, TestLab, wait_for
 
+pytestmark = pytest.mark.slow
+
 NAME_SERVER = "10.20.0.11"
 ASK = """
 import sys, dns.message, dns.query
