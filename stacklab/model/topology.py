@@ -42,7 +42,7 @@ class LabNetwork:
 MANAGEMENT = LabNetwork("10.20.0.0/24", "10.20.0.1", "eth0")
 PROVIDER = LabNetwork("10.30.0.0/24", "10.30.0.1", "eth1", start="10.30.0.100", end="10.30.0.200")
 # Where Open vSwitch sends tunnels through a bridge of its own, they have their addresses, on the wire of the
-# provider network: docs/decisions/0012-tunnels-on-the-provider-wire.md.
+# provider network: docs/decisions/0020-tunnels-on-the-provider-wire.md.
 TUNNEL_CIDR = "10.40.0.0/24"
 _FIRST_NODE = 11
 MOST_NODES = 80  # what follows on the provider network is for instances
