@@ -7,6 +7,7 @@ import pytest
 TESTS = Path(__file__).parent
 # Seconds after which a test of each kind is taken for hung; a test's own `timeout` marker goes before.
 TIMEOUTS = {"unit": 60, "source": 300, "lab": 1800}
+LAST = "test_the_end.py"
 
 
 def _kind(item: pytest.Item) -> str:
@@ -22,4 +23,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUTS[kind]))
     order = list(TIMEOUTS)
-    items.sort(key=lambda item: order.index(_kind(item)))
+    items.sort(key=lambda item: (order.index(_kind(item)), item.path.name == LAST))

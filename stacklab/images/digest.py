@@ -34,12 +34,12 @@ def seal(folder: Path) -> None:
 
 def seal_in_background(folder: Path) -> None:
     """Have another process seal the image, at the lowest priority; nobody waits for it."""
-    subprocess.Popen(
-        ["nice", "-n19", sys.executable, "-m", "stacklab.images.digest", str(folder)],
+    subprocess.run(
+        ["setsid", "--fork", "nice", "-n19", sys.executable, "-m", "stacklab.images.digest", str(folder)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        check=True,
     )
 
 

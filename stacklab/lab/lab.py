@@ -170,8 +170,23 @@ class Lab:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other stacklab commands from changing the lab meanwhile. Raises LabBusy, with who has it."""
-        with lock.hold(self.home.state / "locks" / self.name, f"lab '{self.name}'"):
-            yield
+        with lock.hold(self._lock, f"lab '{self.name}'"):
+            try:
+                yield
+            finally:
+                if not self.exists:
+                    self._tidy()
+
+    @property
+    def _lock(self) -> Path:
+        return self.home.state / "locks" / self.name
+
+    def _tidy(self) -> None:
+        """Take the lock of a lab that is not there away, and the folders of all labs where none is left."""
+        self._lock.unlink(missing_ok=True)
+        for folder in (self.home.labs, self._lock.parent, self.home.state):
+            with suppress(OSError):
+                folder.rmdir()
 
     @cached_property
     def provider(self) -> Provider:
@@ -289,12 +304,7 @@ class Lab:
         self.namespace.stop()
         self.journal.close()
         remove_tree(self.folder)
-        for folder in (self.home.labs, self.home.state / "locks", self.home.state):
-            (self.home.state / "locks" / self.name).unlink(missing_ok=True)
-            try:
-                folder.rmdir()
-            except OSError:
-                break
+        self._tidy()
 
     def _undo_hosts(self, leave_unreachable: bool) -> None:
         states = zip(self.settings.nodes, _at_once(self.provider.state, self.settings.nodes), strict=True)

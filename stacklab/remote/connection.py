@@ -8,7 +8,7 @@ import base64
 import contextlib
 import hashlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +72,13 @@ class KnownHosts:
     def __init__(self, file: Path, others: Sequence[str | Path] = USER_FILES) -> None:
         self._file = file
         self._others = [Path(other).expanduser() for other in others]
+        self._accepted: dict[str, Sequence[HostKey]] = {}
 
     def of(self, node: Node) -> list[HostKey]:
         """The keys that are known of a host."""
         name = known_name(node)
+        if name in self._accepted:
+            return list(self._accepted[name])
         for file in (self._file, *self._others):
             keys = paramiko.HostKeys()
             with contextlib.suppress(OSError):
@@ -85,10 +88,16 @@ class KnownHosts:
                 return [HostKey(node, kind, key.get_base64()) for kind, key in found.items()]
         return []
 
-    def keep(self, keys: Sequence[HostKey]) -> None:
-        """Keep keys as the lab's; others of the same host stay."""
+    def accept(self, keys: Sequence[HostKey]) -> None:
+        """Take keys for those of their hosts, and write nothing yet."""
+        for key in keys:
+            name = known_name(key.node)
+            self._accepted[name] = [*self._accepted.get(name, ()), key]
+
+    def save(self, nodes: Iterable[Node]) -> None:
+        """Write down all that is known of hosts as the lab's; other keys of theirs stay."""
         before = self._file.read_text() if self._file.exists() else ""
-        added = [key.line for key in keys if key.line not in before]
+        added = [key.line for node in nodes for key in self.of(node) if key.line not in before]
         if added:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(self._file, before + "".join(added), mode=0o600)
@@ -116,7 +125,6 @@ def connected(node: Node, known: KnownHosts) -> Iterator[paramiko.SSHClient]:
             if entry is not None and entry.key is not None:
                 client.get_host_keys().add(known_name(node), key.algorithm, entry.key)
         _log_in(client, node)
-        known.keep(keys)
         yield client
 
 

@@ -49,7 +49,7 @@ def preflight(
     answers = _ask(wants, known)
     shown = [answer.unknown for answer in answers.values() if answer.unknown]
     if shown and accept(shown):
-        known.keep(shown)
+        known.accept(shown)
         again = {answer.node: wants[answer.node] for answer in answers.values() if answer.unknown}
         answers |= _ask(again, known)
     refused = {
@@ -59,6 +59,7 @@ def preflight(
     refused = {node: findings for node, findings in refused.items() if findings}
     if refused:
         raise _unfit(refused, any(answer.unknown for answer in answers.values()))
+    known.save(blueprint.nodes)
     return answers
 
 

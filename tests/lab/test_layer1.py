@@ -303,13 +303,3 @@ class TestFaults:
 
     def test_the_cloud_is_well_after_the_power_cut(self, layer1: TestLab) -> None:
         wait_for("verify", lambda: layer1.try_("verify").returncode == 0, API_SECONDS)
-
-
-class TestTheEnd:
-    def test_destroy_of_the_last_lab_leaves_the_machine_as_before(
-        self, layer1: TestLab, machine_before: Machine
-    ) -> None:
-        layer1.run("destroy", "--yes")
-        program = layer1.program
-        assert not left_over_since(machine_before, program.state)
-        assert not program.state.exists()

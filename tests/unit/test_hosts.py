@@ -307,7 +307,7 @@ def test_everything_that_is_wrong_with_all_hosts_is_told_at_once(tmp_path: Path)
         served(tmp_path, "old", PRINTED.replace("trixie", "bookworm").replace("brain", "old")) as (old, key),
     ):
         other = make_key(tmp_path / "other")
-        known.keep(
+        known.accept(
             [
                 HostKey(changed, other.get_name(), other.get_base64()),
                 HostKey(refusing, host.get_name(), host.get_base64()),

@@ -5,6 +5,8 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -364,6 +366,35 @@ def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
     assert raised.value.message == words
     with lock.hold(file, "lab 'blue'"):  # the kernel has freed it
         pass
+
+
+def test_a_lock_that_its_holder_takes_away_is_waited_for_all_the_same(tmp_path: Path) -> None:
+    """Whoever waited for the file that has gone must not hold it beside one who has made it anew."""
+    file = tmp_path / "locks" / "blue"
+    holding = threading.Event()
+
+    def wait() -> None:
+        with lock.hold(file, "it", wait=True):
+            holding.set()
+            time.sleep(0.2)
+
+    with lock.hold(file, "it"):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        time.sleep(0.2)
+        file.unlink()
+        file.parent.rmdir()
+    assert holding.wait(10.0)
+    with pytest.raises(LabBusy), lock.hold(file, "it"):
+        pass
+    waiter.join()
+
+
+def test_a_lab_that_did_not_come_into_being_leaves_nothing(tmp_path: Path) -> None:
+    home = Home(state=tmp_path / "state", cache=tmp_path / "cache")
+    with pytest.raises(StepFailed), Lab(home, "blue").locked():
+        raise StepFailed("the preflight")
+    assert not home.state.exists()
 
 
 class TestTransfer:
