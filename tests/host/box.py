@@ -38,6 +38,7 @@ SIZE_GIB = 40
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0"
 VAGRANTFILE = f"""\
 Vagrant.configure("2") do |config|
+  config.ssh.insert_key = false
   config.vm.provider :libvirt do |libvirt|
     libvirt.kernel = File.expand_path("vmlinuz", __dir__)
     libvirt.initrd = File.expand_path("initrd.img", __dir__)
