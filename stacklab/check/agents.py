@@ -23,6 +23,7 @@ ALIVE_SECONDS = 75.0
 REPORTING: Mapping[str, frozenset[str]] = {
     "compute": frozenset({"nova-compute", "nova-compute-ironic", "nova-conductor", "nova-scheduler"}),
     "network": frozenset({"neutron-ovn-agent", "neutron-ovn-metadata-agent", "ovn-controller"}),
+    "volumev3": frozenset({"cinder-backup", "cinder-scheduler", "cinder-volume"}),
 }
 # A second process of a kind on a node calls itself by another name of the node.
 SECOND: Mapping[str, tuple[str, str]] = {"nova-compute-ironic": ("nova-compute", "-ironic")}
@@ -125,7 +126,7 @@ def _agent(listed: Mapping[str, Any]) -> Agent:
     return Agent(listed["binary"], re.split("[.@]", listed["host"])[0])
 
 
-_SERVICES = frozenset({"compute", "volumev3"})
+_SERVICES = REPORTING.keys() - {"network"}
 _LISTS: Mapping[str, Callable[[Cloud], dict[Agent, bool]]] = {
     "network": _network,
     **{kind: partial(_services, kind) for kind in _SERVICES},
