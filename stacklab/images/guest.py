@@ -32,6 +32,7 @@ from stacklab.images.initramfs import (
 )
 
 FILE = "guest.qcow2"
+KERNEL_FILE, RAMDISK_FILE = "guest.vmlinuz", "guest.ramdisk"
 # What the guest consists of, with all that these depend on; without; and what writes its boot partition.
 PACKAGES = ("busybox-static", "dropbear-bin", "e2fsprogs", "opendoas")
 ALONE = (
@@ -61,7 +62,7 @@ MIB = 2**20
 SECTOR = 512
 SYSTEM_MIB = 64
 USER_ID = 1000  # of the user `guest`
-REVISION = 3  # raise it when what is done below changes
+REVISION = 4  # raise it when what is done below changes
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,12 @@ class Guest:
     @classmethod
     def at(cls, folder: Path) -> "Guest":
         """The guest whose files lie in `folder`."""
-        return cls(folder / FILE, folder / "vmlinuz", folder / "initramfs", folder / "ramdisk")
+        return cls(folder / FILE, folder / KERNEL_FILE, folder / "initramfs", folder / RAMDISK_FILE)
 
     @property
     def images(self) -> dict[str, Path]:
         """The files that services may upload, by the name by which `resources` call them."""
-        return {FILE: self.disk, "guest.vmlinuz": self.kernel, "guest.ramdisk": self.ramdisk}
+        return {FILE: self.disk, KERNEL_FILE: self.kernel, RAMDISK_FILE: self.ramdisk}
 
 
 def guest_inputs(pockets: Sequence[str]) -> dict[str, Any]:

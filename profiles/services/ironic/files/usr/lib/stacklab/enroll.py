@@ -3,7 +3,7 @@
     OS_PASSWORD=... REDFISH_PASSWORD=... enroll.py KEYSTONE NAME=HOST:PORT...
 
 NAME is the machine's, HOST:PORT is where its controller speaks Redfish. A machine that is deployed, or that
-somebody has put aside, stays as it is. They belong to the administrator's project.
+somebody has put aside, stays as it is. They belong to the project of the administrator, whose password it is.
 """
 
 import os
@@ -16,7 +16,7 @@ import requests
 WAIT = 120  # seconds for each change of state
 
 
-def enrol(cloud: Any, owner: str, name: str, address: str) -> None:
+def enrol(cloud: Any, name: str, address: str) -> None:
     """Have one machine available."""
     url, password = f"http://{address}", os.environ["REDFISH_PASSWORD"]
     info = {
@@ -27,7 +27,7 @@ def enrol(cloud: Any, owner: str, name: str, address: str) -> None:
     }
     node = cloud.baremetal.find_node(name)
     if node is None:
-        node = cloud.baremetal.create_node(name=name, driver="redfish", driver_info=info, owner=owner)
+        node = cloud.baremetal.create_node(name=name, driver="redfish", driver_info=info)
     else:  # the password may be a new one; the API does not tell
         node = cloud.baremetal.update_node(node, driver_info=info)
     actions = {"enroll": ["manage", "inspect", "provide"], "manageable": ["inspect", "provide"]}
@@ -50,17 +50,16 @@ def main(auth_url: str, *machines: str) -> None:
     """Enrol all machines that the command line names."""
     cloud = openstack.connect(
         auth_url=auth_url,
-        username="ironic",
+        username="admin",
         password=os.environ["OS_PASSWORD"],
-        project_name="service",
+        project_name="admin",
         user_domain_name="Default",
         project_domain_name="Default",
         region_name="RegionOne",
     )
-    owner = cloud.identity.find_project("admin", ignore_missing=False).id
     for machine in machines:
         name, _, address = machine.partition("=")
-        enrol(cloud, owner, name, address)
+        enrol(cloud, name, address)
 
 
 if __name__ == "__main__":
