@@ -20,6 +20,7 @@ from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_PASSED
 from stacklab.lab.access import ensure_keys, identity_files
 from stacklab.lab.lab import Lab, LabSettings
+from stacklab.provide.provider import NodeState
 
 # What of a lab's settings a checkpoint brings back, and an image of a layer, which may come from elsewhere.
 STATE = ("layer", "services")
@@ -61,12 +62,18 @@ def freeze(
 
 @contextlib.contextmanager
 def _asleep(lab: Lab) -> Iterator[None]:
-    """Meanwhile the nodes are off and their memory is on the disk; they go on from there afterwards."""
-    lab.provider.hibernate(lab.settings.nodes)
+    """Meanwhile the nodes are off and their memory is on the disk; they go on from there afterwards.
+
+    They do so, too, when the memory of one cannot be written.
+    """
+    nodes = lab.settings.nodes
+    were_on = all(lab.provider.state(node) is NodeState.RUNNING for node in nodes)
     try:
+        lab.provider.hibernate(nodes)
         yield
     finally:
-        lab.start()
+        if were_on:
+            lab.start()
 
 
 def thaw(lab: Lab, store: Store, image: Image) -> None:
