@@ -40,6 +40,7 @@ from stacklab.provide.provider import Node, NodeState, Provider
 
 HOST = "host"
 ROOT = "root"
+_GONE = ".gone-"  # before the name of a lab that is destroyed
 Result = TypeVar("Result")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 NAME_WORDS = "a letter, then up to 30 of a-z, 0-9 and -"
@@ -120,7 +121,7 @@ class Lab:
     @classmethod
     def all(cls, home: Home) -> list["Lab"]:
         """Every lab of this machine, by name."""
-        return [cls(home, file.parent.name) for file in sorted(home.labs.glob("*/lab.yaml"))]
+        return [cls(home, file.parent.name) for file in sorted(home.labs.glob("[a-z]*/lab.yaml"))]
 
     @property
     def has_hosts(self) -> bool:
@@ -297,14 +298,23 @@ class Lab:
         """End everything of the lab by force and remove its folder; hosts are left as they were before.
 
         Raises StepFailed when a host cannot be, and keeps the lab for another try. leave_unreachable: hosts
-        that do not answer are left as they are.
+        that do not answer are left as they are. The folder is out of the way at once: no half of it is ever
+        taken for a lab, and what a destroy that was cut off has left of it goes with the next one.
         """
         if self.has_hosts:
             self._undo_hosts(leave_unreachable)
         self.namespace.stop()
         self.journal.close()
-        remove_tree(self.folder)
+        self._sweep()
+        with suppress(FileNotFoundError):
+            self.folder.rename(self.home.labs / f"{_GONE}{self.name}")
+        self._sweep()
         self._tidy()
+
+    def _sweep(self) -> None:
+        """Remove the folders of labs that are destroyed."""
+        for folder in self.home.labs.glob(f"{_GONE}*"):
+            remove_tree(folder)
 
     def _undo_hosts(self, leave_unreachable: bool) -> None:
         states = zip(self.settings.nodes, _at_once(self.provider.state, self.settings.nodes), strict=True)
