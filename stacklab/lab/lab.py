@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, TypeVar
 
 import yaml
@@ -102,6 +102,8 @@ class Lab:
         self.home = home
         self.name = name
         self.folder = home.labs / name
+        self.stopping = Event()
+        """Set when the command is interrupted: who waits for a node waits no longer."""
         self._namespace = Namespace(self.folder, name)
         self._network = MachineNetwork(self.folder, name)
 
@@ -232,7 +234,7 @@ class Lab:
     def status(self) -> LabStatus:
         """What is there and what runs."""
         settings = self.settings
-        states = _at_once(self.provider.state, settings.nodes)
+        states = self.at_once(self.provider.state, settings.nodes)
         nodes = {node.name: state for node, state in zip(settings.nodes, states, strict=True)}
         return LabStatus(self.name, self.namespace.pid() is not None, settings, nodes)
 
@@ -261,7 +263,7 @@ class Lab:
                     set_clock(self, node)
             self.journal.record("stacklab.node.started", node.name)
 
-        _at_once(boot, stopped)
+        self.at_once(boot, stopped)
         for node, state in states.items():
             if state is NodeState.RUNNING:  # since a moment ago, maybe, by a command that was cut off
                 wait_for_ssh(self, node)
@@ -290,7 +292,7 @@ class Lab:
                 self.journal.record("stacklab.node.stopped", node.name)
 
         if self.namespace.pid() is not None:
-            _at_once(shut_down, [node for node in self.settings.nodes if node != self.controller])
+            self.at_once(shut_down, [node for node in self.settings.nodes if node != self.controller])
             shut_down(self.controller)
         self.namespace.stop()
 
@@ -317,7 +319,8 @@ class Lab:
             remove_tree(folder)
 
     def _undo_hosts(self, leave_unreachable: bool) -> None:
-        states = zip(self.settings.nodes, _at_once(self.provider.state, self.settings.nodes), strict=True)
+        nodes = self.settings.nodes
+        states = zip(nodes, self.at_once(self.provider.state, nodes), strict=True)
         found = {node: state for node, state in states if state is not NodeState.ABSENT}
         silent = [node for node, state in found.items() if state is NodeState.UNREACHABLE]
         if not leave_unreachable:
@@ -328,7 +331,19 @@ class Lab:
                 self.provider.destroy(node)
 
         self._network.start()  # a lab that is off is reached all the same
-        _at_once(undo, [node for node in found if node not in silent])
+        self.at_once(undo, [node for node in found if node not in silent])
+
+    def at_once(self, action: Callable[[Node], Result], nodes: Sequence[Node]) -> list[Result]:
+        """Do the same with all nodes at the same time; the first error is raised when all have ended.
+
+        Ctrl-C has them end: it sets `stopping`.
+        """
+        with ThreadPoolExecutor(max_workers=max(len(nodes), 1)) as pool:
+            try:
+                return [done.result() for done in [pool.submit(action, node) for node in nodes]]
+            except KeyboardInterrupt:
+                self.stopping.set()
+                raise
 
     def environment(self) -> dict[str, str]:
         """The variables that give an OpenStack client the cloud's administrator."""
@@ -393,12 +408,6 @@ class Lab:
         """Run a command on a node and return what came of it, whatever its exit code."""
         command = self.ssh_command(node, argv)
         return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-
-
-def _at_once(action: Callable[[Node], Result], nodes: Sequence[Node]) -> list[Result]:
-    """Do the same with all nodes at the same time; the first error is raised when all have ended."""
-    with ThreadPoolExecutor(max_workers=max(len(nodes), 1)) as pool:
-        return [done.result() for done in [pool.submit(action, node) for node in nodes]]
 
 
 def _refuse_unreachable(nodes: Sequence[Node], otherwise: str = "") -> None:

@@ -4,10 +4,8 @@ The rest of the path is that of every other lab (stacklab/climb.py).
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from stacklab.blueprint import Blueprint
 from stacklab.climb import Climb, Summary
@@ -16,12 +14,11 @@ from stacklab.host.checks import host_facts
 from stacklab.journal import Listener
 from stacklab.lab.lab import Lab
 from stacklab.provide.host import NOT_UNDONE
-from stacklab.provide.provider import Node, NodeState
+from stacklab.provide.provider import NodeState
 from stacklab.remote import kvm
 from stacklab.remote.connection import HostKey, KnownHosts
 from stacklab.remote.preflight import Accept, Answer, preflight
 
-Result = TypeVar("Result")
 LASTING = "stacklab.lab.lasting"
 
 
@@ -94,7 +91,7 @@ class HostClimb(Climb):
         return moment if started else None
 
     def _add_missing_packages(self, layer: int) -> None:
-        self._on_all(lambda node: self._install_on(node, layer))
+        self.lab.at_once(lambda node: self._install_on(node, layer), self.blueprint.nodes)
 
     def _prove_kvm_on_hosts(self) -> None:
         """Find out, once, whether instances can run on KVM on all hosts that run any."""
@@ -103,7 +100,9 @@ class HostClimb(Climb):
         if settings.hosts_kvm is None and nodes:
             kernel = self._guest().kernel
             devices = [answer.facts is not None and answer.facts.kvm for answer in self.answers.values()]
-            works = all(devices) and all(self._on(nodes, lambda node: kvm.works(self.lab, node, kernel)))
+            works = all(devices) and all(
+                self.lab.at_once(lambda node: kvm.works(self.lab, node, kernel), nodes)
+            )
             settings = settings.model_copy(update={"hosts_kvm": works})
             self.lab.save(settings)
         self.host = host_facts(self.lab.home, settings)
@@ -114,11 +113,3 @@ class HostClimb(Climb):
     def _planned(self) -> list[str]:
         layers = range(1, self.blueprint.target + 1)
         return [f"layer {layer}{word}" for layer in layers for word in ("", " checks")]
-
-    def _on_all(self, action: Callable[[Node], None]) -> None:
-        self._on(self.blueprint.nodes, action)
-
-    @staticmethod
-    def _on(nodes: Sequence[Node], action: Callable[[Node], Result]) -> list[Result]:
-        with ThreadPoolExecutor(max(1, len(nodes))) as pool:
-            return [done.result() for done in [pool.submit(action, node) for node in nodes]]
