@@ -56,9 +56,18 @@ def remove(lab: Lab, name: str) -> None:
 
 
 def checkpoints(lab: Lab, store: Store) -> list[Image]:
-    """The checkpoints of a lab, the newest first."""
+    """The checkpoints of a lab, the newest first.
+
+    The store may have those of labs of the same name in other state folders. One from before that was
+    written down may be of any.
+    """
+    state = str(lab.home.state)
     return [
-        image for image in store.all(CHECKPOINT) if image.inputs["lab"] == lab.name and image.inputs["name"]
+        image
+        for image in store.all(CHECKPOINT)
+        if image.inputs["lab"] == lab.name
+        and image.inputs.get("state", state) == state
+        and image.inputs["name"]
     ]
 
 
@@ -126,6 +135,12 @@ def _bring_up(lab: Lab, listener: Listener) -> None:
 
 
 def _freeze(lab: Lab, store: Store, name: str, *, memory: bool = False) -> Image:
-    inputs = {"lab": lab.name, "name": name, "time": time.time(), "made_of": _made_of(lab, store)}
+    inputs = {
+        "lab": lab.name,
+        "state": str(lab.home.state),
+        "name": name,
+        "time": time.time(),
+        "made_of": _made_of(lab, store),
+    }
     title = f"{lab.name}: {name}" if name else f"{lab.name}, cloned"
     return freeze(lab, store, CHECKPOINT, inputs, title=title, memory=memory)
