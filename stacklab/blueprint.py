@@ -296,17 +296,18 @@ def _topology(catalog: Catalog, request: UpRequest) -> Topology:
 
 
 def _node_kind(asked: str | None, topology: Topology, cache: Path) -> str:
-    """The kind of the nodes that name none. `auto` takes the best that works here.
+    """The kind of the nodes: the topology's, where it names one. `auto` takes the best that works here.
 
     Raises UsageError for a kind that does not exist, and where the topology speaks against it.
     """
     known = (*BUILT_KINDS, HOST)
     if asked not in (None, *known):
         raise UsageError(f"there is no node kind '{asked}'; there is: {', '.join(known)}")
-    if topology.nodes[0].is_host:
-        if asked not in (None, "auto", HOST):
-            raise UsageError(f"the topology '{topology.name}' lists hosts, which cannot be '{asked}'")
-        return HOST
+    if topology.kind:
+        if asked not in (None, "auto", topology.kind):
+            what = "hosts" if topology.kind == HOST else f"nodes of kind '{topology.kind}'"
+            raise UsageError(f"the topology '{topology.name}' lists {what}, which cannot be '{asked}'")
+        return topology.kind
     if asked == HOST:
         raise UsageError(
             f"the topology '{topology.name}' lists no hosts",
