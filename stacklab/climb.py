@@ -8,6 +8,7 @@ healthy lab.
 import contextlib
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from stacklab import wheels
 from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve
 from stacklab.check import check_layer, is_healthy
+from stacklab.check.units import parse
 from stacklab.errors import StepFailed
 from stacklab.freeze import freeze
 from stacklab.home import Home
@@ -321,7 +323,17 @@ class Climb:
             gone = sorted(had - {unit for step in rendered.steps[node.name] for unit in step.units})
             if gone:
                 with self.lab.journal.step("stop what is gone", node.name, units=gone):
-                    self.lab.run_on(node.name, ["systemctl", "disable", "--now", *gone])
+                    self._disable(node, gone)
+
+    def _disable(self, node: Node, units: Sequence[str]) -> None:
+        """Stop and disable units, but for those that are not there: of one, systemctl would refuse all."""
+        names = [unit if "." in unit else f"{unit}.service" for unit in units]
+        shown = self.lab.run_on(
+            node.name, ["systemctl", "show", "--property=Id,LoadState", "--", *names], check=True
+        )
+        there = [state["Id"] for state in parse(shown.stdout) if state["LoadState"] != "not-found"]
+        if there:
+            self.lab.run_on(node.name, ["systemctl", "disable", "--now", "--", *there], check=True)
 
     def _add_missing_packages(self, layer: int) -> None:
         """Install into running nodes what was not asked for when they were made."""

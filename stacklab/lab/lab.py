@@ -403,11 +403,21 @@ class Lab:
         return self.ssh_command(node or self.controller.name, ["journalctl", *selection, *mode])
 
     def run_on(
-        self, node: str, argv: Sequence[str], *, stdin: str = ""
+        self, node: str, argv: Sequence[str], *, stdin: str = "", check: bool = False
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a command on a node and return what came of it, whatever its exit code."""
+        """Run a command on a node and return what came of it, whatever its exit code.
+
+        check: raise StepFailed with what it said when that is not 0.
+        """
         command = self.ssh_command(node, argv)
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        if check and done.returncode != 0:
+            raise StepFailed(
+                f"`{argv[0]}` failed on node '{node}'",
+                detail=done.stderr.strip(),
+                hint="mend it, and the same command goes on from here",
+            )
+        return done
 
 
 def _refuse_unreachable(nodes: Sequence[Node], otherwise: str = "") -> None:

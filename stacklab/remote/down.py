@@ -57,7 +57,7 @@ def drop_databases(lab: Lab, services: list[Service]) -> None:
         )
     ]
     if statements:
-        lab.run_on(lab.controller.name, ["mariadb"], stdin="\n".join(statements))
+        lab.run_on(lab.controller.name, ["mariadb"], stdin="\n".join(statements), check=True)
 
 
 def _added_below(blueprint: Blueprint, layer: int) -> dict[str, int]:
