@@ -97,10 +97,7 @@ def clone(
     store = store_of(source.home)
     labs = [Lab(source.home, name) for name in names]
     for lab in labs:
-        if lab.exists and not lab.settings.thawing:
-            raise UsageError(
-                f"there is a lab '{lab.name}' already", hint=f"stacklab destroy --lab {lab.name}"
-            )
+        _refuse_taken(lab)
     with store.kept():
         with source.locked():
             source.journal.subscribe(listener)
@@ -109,6 +106,7 @@ def clone(
             settings = source.settings
         for lab in labs:
             with lab.locked():
+                _refuse_taken(lab)  # it may have been made meanwhile
                 keep_versions(lab, versions_kept(source))
                 lab.save(settings.model_copy(update={"thawing": image.name}))
                 lab.journal.subscribe(listener)
@@ -118,6 +116,11 @@ def clone(
             if new_secrets:
                 _bring_up(lab, listener)
     return labs
+
+
+def _refuse_taken(lab: Lab) -> None:
+    if lab.exists and not lab.settings.thawing:
+        raise UsageError(f"there is a lab '{lab.name}' already", hint=f"stacklab destroy --lab {lab.name}")
 
 
 def _made_of(lab: Lab, store: Store) -> str:

@@ -71,12 +71,12 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
     """
     began = time.monotonic()
     lab = Lab(home, request.lab)
-    blueprint = resolve(lab, request)
-    if blueprint.settings.node_kind == HOST:
-        from stacklab.remote.climb import up_on_hosts
-
-        return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
     with lab.locked():
+        blueprint = resolve(lab, request)
+        if blueprint.settings.node_kind == HOST:
+            from stacklab.remote.climb import up_on_hosts
+
+            return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
         if lab.exists:
             lab.refuse_lost_images()
         host = preflight(home, blueprint, online=not request.offline)

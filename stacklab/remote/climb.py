@@ -35,23 +35,22 @@ def known_hosts(lab: Lab) -> KnownHosts:
 def up_on_hosts(
     lab: Lab, blueprint: Blueprint, listener: Listener, accept: Accept | None, *, online: bool
 ) -> Summary:
-    """Bring a lab of hosts up; raises as `stacklab.climb.up`."""
+    """Bring a lab of hosts up, which is locked; raises as `stacklab.climb.up`."""
     began = time.monotonic()
     if blueprint.versions is not None:
         raise UsageError("hosts have the versions of their own mirrors: --locked is for nodes that are made")
-    with lab.locked():
-        is_new = not lab.exists
-        mark = "" if is_new else lab.mark
-        online = online and blueprint.settings.layer < blueprint.target
-        answers = preflight(blueprint, known_hosts(lab), mark, accept or refuse, online=online)
-        settings = blueprint.settings.model_copy(update={"hosts_openvswitch": _has_openvswitch(answers)})
-        lab.save(settings)
-        lab.journal.subscribe(listener)
-        if is_new:
-            lab.journal.record(LASTING, lab.name, lines=list(lasting(answers)))
-        climb = HostClimb(lab, blueprint, host_facts(lab.home, settings), online=online)
-        climb.answers = answers
-        return climb.to_the_top(began)
+    is_new = not lab.exists
+    mark = "" if is_new else lab.mark
+    online = online and blueprint.settings.layer < blueprint.target
+    answers = preflight(blueprint, known_hosts(lab), mark, accept or refuse, online=online)
+    settings = blueprint.settings.model_copy(update={"hosts_openvswitch": _has_openvswitch(answers)})
+    lab.save(settings)
+    lab.journal.subscribe(listener)
+    if is_new:
+        lab.journal.record(LASTING, lab.name, lines=list(lasting(answers)))
+    climb = HostClimb(lab, blueprint, host_facts(lab.home, settings), online=online)
+    climb.answers = answers
+    return climb.to_the_top(began)
 
 
 def lasting(answers: Mapping[str, Answer]) -> Sequence[str]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stacklab.checkpoint import CHECKPOINT, checkpoints
+from stacklab import checkpoint
+from stacklab.checkpoint import CHECKPOINT, checkpoints, clone
 from stacklab.errors import UsageError
 from stacklab.freeze import thaw
 from stacklab.home import Home
@@ -88,3 +89,19 @@ def test_checkpoints_of_another_state_folder_are_not_the_labs(lab: Lab, store: S
     saved(store, state="/another/state")
     before = saved(store)
     assert {image.name for image in checkpoints(lab, store)} == {own.name, before.name}
+
+
+def test_a_lab_that_was_made_while_its_source_was_frozen_is_not_overwritten(
+    lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Lab(lab.home, "student")
+
+    def freeze(*_: Any, **__: Any) -> Image:
+        student.save(SETTINGS)
+        return saved(store)
+
+    monkeypatch.setattr(checkpoint, "_freeze", freeze)
+    monkeypatch.setattr(checkpoint, "restore", lambda *_: None)
+    with pytest.raises(UsageError, match="there is a lab 'student' already"):
+        clone(lab, ["student"], lambda _: None)
+    assert student.settings == SETTINGS

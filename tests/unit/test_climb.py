@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from stacklab.blueprint import UpRequest, resolve
-from stacklab.climb import Climb
-from stacklab.errors import StepFailed
+from stacklab.climb import Climb, up
+from stacklab.errors import LabBusy, StepFailed
 from stacklab.home import Home
 from stacklab.lab.lab import Lab
 from stacklab.render import STEPS_FILE, HostFacts, Renderer
@@ -69,3 +69,8 @@ def test_units_that_cannot_be_stopped_are_told_and_units_that_never_came_are_not
     with pytest.raises(StepFailed, match="`systemctl` failed on node 'controller'") as failed:
         of._stop_gone_units(rendered)
     assert failed.value.detail == "old.service refuses"
+
+
+def test_what_another_command_is_about_to_change_is_not_read(lab: Played) -> None:
+    with lab.locked(), pytest.raises(LabBusy):
+        up(lab.home, UpRequest(lab="blue", profile="no such profile"), lambda _: None)
