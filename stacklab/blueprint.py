@@ -130,8 +130,15 @@ def parts_on(service: Service, node: Node) -> dict[str, Part]:
     return {role: part for role, part in service.parts.items() if role in node.roles}
 
 
+def resolve_climb(lab: Lab, request: UpRequest) -> Blueprint:
+    """Resolve a request of `up` or `plan`, which without a layer go on to the one that was asked for last."""
+    if request.layer is None and lab.exists:
+        request = replace(request, layer=lab.settings.target or None)
+    return resolve(lab, request)
+
+
 def resolve(lab: Lab, request: UpRequest) -> Blueprint:
-    """Resolve a request for a lab, new or standing.
+    """Resolve a request for a lab, new or standing; without a layer, for that on which it stands.
 
     Raises UsageError for a name that is not there, for a choice that a standing lab cannot change any more,
     or for a layer that is not built yet; ModelError for what is wrong in the files.
@@ -155,6 +162,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
             topology=topology.name,
             computes=request.computes or topology.computes,
             node_kind=kind,
+            target=target,
             with_services=dict.fromkeys(request.with_services, target),
             without_services=request.without_services,
             path=tuple(str(folder.absolute()) for folder in path),
@@ -165,6 +173,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
         _refuse_changes(lab, standing, request, catalog)
         settings = standing.model_copy(
             update={
+                "target": target,
                 "with_services": _added(standing, request, target),
                 "without_services": _left_out(standing, request, catalog),
                 "path": tuple(str(folder.absolute()) for folder in path),

@@ -134,7 +134,7 @@ def _made_of(lab: Lab, store: Store) -> str:
 def _bring_up(lab: Lab, listener: Listener) -> None:
     from stacklab.climb import up
 
-    up(lab.home, UpRequest(lab=lab.name, offline=True), listener)
+    up(lab.home, UpRequest(lab=lab.name, layer=lab.settings.layer or None, offline=True), listener)
 
 
 def _freeze(lab: Lab, store: Store, name: str, *, memory: bool = False) -> Image:

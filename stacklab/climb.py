@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stacklab import wheels
-from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve
+from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve_climb
 from stacklab.check import check_layer, is_healthy
 from stacklab.check.units import parse
 from stacklab.errors import StepFailed
@@ -72,7 +72,7 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
     began = time.monotonic()
     lab = Lab(home, request.lab)
     with lab.locked():
-        blueprint = resolve(lab, request)
+        blueprint = resolve_climb(lab, request)
         if blueprint.settings.node_kind == HOST:
             from stacklab.remote.climb import up_on_hosts
 

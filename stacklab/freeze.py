@@ -24,7 +24,7 @@ from stacklab.provide.provider import NodeState
 
 # What of a lab's settings a checkpoint brings back, and an image of a layer, which may come from elsewhere.
 STATE = ("layer", "services")
-CHOICES = ("with_services", "without_services", "path")
+CHOICES = ("target", "with_services", "without_services", "path")
 # What a lab is made with, beside its nodes, and keeps.
 MADE = ("profile", "release", "node_kind")
 SECRETS = "secrets.yaml"

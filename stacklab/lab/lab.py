@@ -59,6 +59,8 @@ class LabSettings(BaseModel):
     node_kind: str
     layer: int = 0
     """The highest layer that passed its checks; 0 before the first."""
+    target: int = 0
+    """The layer that was asked for last: where `up` goes on to after a failure; 0 where none was."""
     with_services: dict[str, int] = {}
     """Services that were added, each with the number of the layer that it was added to."""
     without_services: tuple[str, ...] = ()
