@@ -98,7 +98,7 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
             _refuse_others(lab, frozen, image)
         back = STATE if image.kind == "layer" else (*STATE, *CHOICES)
         settings = lab.settings.model_copy(
-            update={"thawing": image.name, **{name: getattr(frozen, name) for name in back}}
+            update={"thawing": image.name, "unfrozen": 0, **{name: getattr(frozen, name) for name in back}}
         )
         lab.save(settings)
         lab.namespace.stop()

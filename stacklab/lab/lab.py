@@ -74,6 +74,8 @@ class LabSettings(BaseModel):
     """Whether the kernels of the hosts have Open vSwitch's datapath."""
     services: tuple[str, ...] = ()
     """The services that are up, in the order in which they came."""
+    unfrozen: int = 0
+    """The layer that is still to be frozen, as that failed or was cut off; 0 where none is."""
     thawing: str = ""
     """The image that the lab is just being put on; it is to be done again when it was cut off."""
 

@@ -106,7 +106,7 @@ class HostClimb(Climb):
             self.lab.save(settings)
         self.host = host_facts(self.lab.home, settings)
 
-    def _freeze(self, layer: int) -> None:
+    def _freeze(self, layer: int, *, late: bool) -> None:
         """Nothing: hosts are not frozen."""
 
     def _planned(self) -> list[str]:

@@ -31,7 +31,7 @@ def down_on_hosts(lab: Lab, whole: Blueprint, layer: int) -> None:
         with lab.journal.step("stop services", node.name, services=names):
             provider.ledger(node, "retire", *names)
     settings = lab.settings
-    below = {"layer": layer, "target": layer, "with_services": _added_below(whole, layer)}
+    below = {"layer": layer, "target": layer, "unfrozen": 0, "with_services": _added_below(whole, layer)}
     lab.save(settings.model_copy(update=below))
     climb = HostClimb(lab, lower, host_facts(lab.home, settings), online=True)
     climb.apply(climb.render(layer))

@@ -1,17 +1,21 @@
 """The climb, on a lab whose nodes are played by programs of this machine."""
 
+import errno
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from stacklab.blueprint import UpRequest, resolve
+from stacklab import climb as climb_module
+from stacklab.blueprint import UpRequest, resolve, resolve_climb
 from stacklab.climb import Climb, up
 from stacklab.errors import LabBusy, StepFailed
 from stacklab.home import Home
+from stacklab.images.guest import Guest
 from stacklab.lab.lab import Lab
-from stacklab.render import STEPS_FILE, HostFacts, Renderer
+from stacklab.lab.machine import MachineNetwork
+from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
 from tests.unit.catalogs import write, write_profile, write_service
 
 HOST = HostFacts(kvm=False, openvswitch=False)
@@ -33,6 +37,10 @@ fi
 class Played(Lab):
     """A lab whose nodes have the programs of its folder `bin`, and those of this machine."""
 
+    @property
+    def namespace(self) -> MachineNetwork:
+        return self._network
+
     def ssh_command(self, node: str, argv: Sequence[str] = ()) -> list[str]:
         return ["env", f"PATH={self.folder / 'bin'}:/usr/bin:/bin", *argv]
 
@@ -52,8 +60,21 @@ def lab(tmp_path: Path) -> Iterator[Played]:
     lab.journal.close()
 
 
+class Rehearsed(Climb):
+    """A climb on nodes that need not be made."""
+
+    def _make(self) -> None:
+        return None
+
+    def _guest(self) -> Guest:
+        return Guest.at(Path("/nonexistent"))
+
+    def render(self, layer: int, guest: Guest | None = None) -> Rendered:
+        return Renderer(self.lab.name, self.blueprint, {}, HOST).layer(layer)
+
+
 def climb(lab: Lab, layer: int | None = None) -> Climb:
-    return Climb(lab, resolve(lab, UpRequest(lab=lab.name, layer=layer)), HOST, online=False)
+    return Rehearsed(lab, resolve_climb(lab, UpRequest(lab=lab.name, layer=layer)), HOST, online=False)
 
 
 def test_units_that_cannot_be_stopped_are_told_and_units_that_never_came_are_not_asked(lab: Played) -> None:
@@ -74,3 +95,68 @@ def test_units_that_cannot_be_stopped_are_told_and_units_that_never_came_are_not
 def test_what_another_command_is_about_to_change_is_not_read(lab: Played) -> None:
     with lab.locked(), pytest.raises(LabBusy):
         up(lab.home, UpRequest(lab="blue", profile="no such profile"), lambda _: None)
+
+
+class Stage:
+    """What a climb does to the nodes, in words; and what it fails with when it freezes."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.full: OSError | None = None
+
+    def check(self, _lab: Lab, _blueprint: object, layer: int) -> None:
+        self.done.append(f"check {layer}")
+
+    def freeze(self, *_: object, title: str) -> None:
+        if self.full:
+            raise self.full
+        self.done.append(f"freeze {title}")
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage()
+    monkeypatch.setattr(climb_module, "check_layer", stage.check)
+    monkeypatch.setattr(climb_module, "freeze", stage.freeze)
+    monkeypatch.setattr(climb_module, "is_healthy", lambda *_: True)
+    for name in ("run_playbook", "await_cloud"):
+        monkeypatch.setattr(climb_module, name, lambda *_, **__: None)
+    return stage
+
+
+def test_a_layer_that_could_not_be_frozen_is_checked_and_frozen_by_the_next_up(
+    lab: Played, stage: Stage
+) -> None:
+    stage.full = OSError(errno.ENOSPC, "no space left")
+    with pytest.raises(OSError, match="no space left"):
+        climb(lab, 2).run()
+    assert lab.settings.layer == 2
+    stage.full = None
+    assert climb(lab).run()
+    assert stage.done == ["check 2", "check 2", "freeze layer 2 of cloud, frozen later"]
+    assert not climb(lab).run()
+
+
+def test_a_layer_that_could_not_be_frozen_is_frozen_before_the_next_one_comes(
+    lab: Played, stage: Stage
+) -> None:
+    lab.save(lab.settings.model_copy(update={"unfrozen": 1}))
+    assert climb(lab, 2).run()
+    later, at_once = "freeze layer 1 of cloud, frozen later", "freeze layer 2 of cloud"
+    assert stage.done == ["check 1", later, "check 2", at_once]
+
+
+def test_a_layer_counts_as_checked_when_it_is_written_down_that_the_lab_stands_on_it(
+    lab: Played, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        of = climb(lab, 2)
+        patched.setattr(lab, "save", killed)
+        of.run()
+    assert lab.settings.layer == 1
+    assert climb(lab, 2).run()
+    assert lab.settings.layer == 2
+    assert stage.done == ["check 2", "check 2", "freeze layer 2 of cloud"]
