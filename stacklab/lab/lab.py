@@ -46,6 +46,19 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 NAME_WORDS = "a letter, then up to 30 of a-z, 0-9 and -"
 
 
+class SteppingDown(BaseModel):
+    """A step down of hosts, from when it begins until it is complete.
+
+    services: those that go, the first to be stopped first, each with its databases. layers: the numbers of
+    those whose packages go.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    services: dict[str, tuple[str, ...]]
+    layers: tuple[int, ...]
+
+
 class LabSettings(BaseModel):
     """What a lab is built from; written when it is made, and read by every later command."""
 
@@ -78,6 +91,8 @@ class LabSettings(BaseModel):
     """The layer that is still to be frozen, as that failed or was cut off; 0 where none is."""
     thawing: str = ""
     """The image that the lab is just being put on; it is to be done again when it was cut off."""
+    stepping_down: SteppingDown | None = None
+    """What is just being taken off the lab's hosts; it is to be completed when it was cut off."""
 
     @field_validator("with_services", mode="before")
     @classmethod

@@ -74,6 +74,13 @@ class HostClimb(Climb):
 
     answers: Mapping[str, Answer]
 
+    def run(self) -> bool:
+        """Complete a step down that was cut off; then do what is left to do."""
+        from stacklab.remote.down import finish_down
+
+        finish_down(self.lab)
+        return super().run()
+
     def _thaw(self) -> bool:
         return False
 
