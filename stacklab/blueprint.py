@@ -130,8 +130,15 @@ def parts_on(service: Service, node: Node) -> dict[str, Part]:
     return {role: part for role, part in service.parts.items() if role in node.roles}
 
 
+def resolve_climb(lab: Lab, request: UpRequest) -> Blueprint:
+    """Resolve a request of `up` or `plan`, which without a layer go on to the one that was asked for last."""
+    if request.layer is None and lab.exists:
+        request = replace(request, layer=lab.settings.target or None)
+    return resolve(lab, request)
+
+
 def resolve(lab: Lab, request: UpRequest) -> Blueprint:
-    """Resolve a request for a lab, new or standing.
+    """Resolve a request for a lab, new or standing; without a layer, for that on which it stands.
 
     Raises UsageError for a name that is not there, for a choice that a standing lab cannot change any more,
     or for a layer that is not built yet; ModelError for what is wrong in the files.
@@ -155,6 +162,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
             topology=topology.name,
             computes=request.computes or topology.computes,
             node_kind=kind,
+            target=target,
             with_services=dict.fromkeys(request.with_services, target),
             without_services=request.without_services,
             path=tuple(str(folder.absolute()) for folder in path),
@@ -165,6 +173,7 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
         _refuse_changes(lab, standing, request, catalog)
         settings = standing.model_copy(
             update={
+                "target": target,
                 "with_services": _added(standing, request, target),
                 "without_services": _left_out(standing, request, catalog),
                 "path": tuple(str(folder.absolute()) for folder in path),
@@ -296,17 +305,18 @@ def _topology(catalog: Catalog, request: UpRequest) -> Topology:
 
 
 def _node_kind(asked: str | None, topology: Topology, cache: Path) -> str:
-    """The kind of the nodes that name none. `auto` takes the best that works here.
+    """The kind of the nodes: the topology's, where it names one. `auto` takes the best that works here.
 
     Raises UsageError for a kind that does not exist, and where the topology speaks against it.
     """
     known = (*BUILT_KINDS, HOST)
     if asked not in (None, *known):
         raise UsageError(f"there is no node kind '{asked}'; there is: {', '.join(known)}")
-    if topology.nodes[0].is_host:
-        if asked not in (None, "auto", HOST):
-            raise UsageError(f"the topology '{topology.name}' lists hosts, which cannot be '{asked}'")
-        return HOST
+    if topology.kind:
+        if asked not in (None, "auto", topology.kind):
+            what = "hosts" if topology.kind == HOST else f"nodes of kind '{topology.kind}'"
+            raise UsageError(f"the topology '{topology.name}' lists {what}, which cannot be '{asked}'")
+        return topology.kind
     if asked == HOST:
         raise UsageError(
             f"the topology '{topology.name}' lists no hosts",

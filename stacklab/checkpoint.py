@@ -56,9 +56,18 @@ def remove(lab: Lab, name: str) -> None:
 
 
 def checkpoints(lab: Lab, store: Store) -> list[Image]:
-    """The checkpoints of a lab, the newest first."""
+    """The checkpoints of a lab, the newest first.
+
+    The store may have those of labs of the same name in other state folders. One from before that was
+    written down may be of any.
+    """
+    state = str(lab.home.state)
     return [
-        image for image in store.all(CHECKPOINT) if image.inputs["lab"] == lab.name and image.inputs["name"]
+        image
+        for image in store.all(CHECKPOINT)
+        if image.inputs["lab"] == lab.name
+        and image.inputs.get("state", state) == state
+        and image.inputs["name"]
     ]
 
 
@@ -88,10 +97,7 @@ def clone(
     store = store_of(source.home)
     labs = [Lab(source.home, name) for name in names]
     for lab in labs:
-        if lab.exists and not lab.settings.thawing:
-            raise UsageError(
-                f"there is a lab '{lab.name}' already", hint=f"stacklab destroy --lab {lab.name}"
-            )
+        _refuse_taken(lab)
     with store.kept():
         with source.locked():
             source.journal.subscribe(listener)
@@ -100,6 +106,7 @@ def clone(
             settings = source.settings
         for lab in labs:
             with lab.locked():
+                _refuse_taken(lab)  # it may have been made meanwhile
                 keep_versions(lab, versions_kept(source))
                 lab.save(settings.model_copy(update={"thawing": image.name}))
                 lab.journal.subscribe(listener)
@@ -109,6 +116,11 @@ def clone(
             if new_secrets:
                 _bring_up(lab, listener)
     return labs
+
+
+def _refuse_taken(lab: Lab) -> None:
+    if lab.exists and not lab.settings.thawing:
+        raise UsageError(f"there is a lab '{lab.name}' already", hint=f"stacklab destroy --lab {lab.name}")
 
 
 def _made_of(lab: Lab, store: Store) -> str:
@@ -122,10 +134,16 @@ def _made_of(lab: Lab, store: Store) -> str:
 def _bring_up(lab: Lab, listener: Listener) -> None:
     from stacklab.climb import up
 
-    up(lab.home, UpRequest(lab=lab.name, offline=True), listener)
+    up(lab.home, UpRequest(lab=lab.name, layer=lab.settings.layer or None, offline=True), listener)
 
 
 def _freeze(lab: Lab, store: Store, name: str, *, memory: bool = False) -> Image:
-    inputs = {"lab": lab.name, "name": name, "time": time.time(), "made_of": _made_of(lab, store)}
+    inputs = {
+        "lab": lab.name,
+        "state": str(lab.home.state),
+        "name": name,
+        "time": time.time(),
+        "made_of": _made_of(lab, store),
+    }
     title = f"{lab.name}: {name}" if name else f"{lab.name}, cloned"
     return freeze(lab, store, CHECKPOINT, inputs, title=title, memory=memory)

@@ -8,6 +8,7 @@ healthy lab.
 import contextlib
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stacklab import wheels
-from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve
+from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve_climb
 from stacklab.check import check_layer, is_healthy
+from stacklab.check.units import parse
 from stacklab.errors import StepFailed
 from stacklab.freeze import freeze
 from stacklab.home import Home
@@ -69,12 +71,12 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
     """
     began = time.monotonic()
     lab = Lab(home, request.lab)
-    blueprint = resolve(lab, request)
-    if blueprint.settings.node_kind == HOST:
-        from stacklab.remote.climb import up_on_hosts
-
-        return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
     with lab.locked():
+        blueprint = resolve_climb(lab, request)
+        if blueprint.settings.node_kind == HOST:
+            from stacklab.remote.climb import up_on_hosts
+
+            return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
         if lab.exists:
             lab.refuse_lost_images()
         host = preflight(home, blueprint, online=not request.offline)
@@ -132,7 +134,10 @@ class Climb:
     def run(self) -> bool:
         """Do what is left to do; returns whether anything was."""
         finish_thaw(self.lab, self.store)
-        if self._stands():
+        unfrozen = self.lab.settings.unfrozen
+        if unfrozen:  # only what passes its checks is frozen, so they are made again
+            self.lab.journal.forget(f"layer-{unfrozen}/")
+        elif self._stands():
             return False
         if self._runs():  # what is broken then is mended by doing it again
             self.lab.journal.forget(f"layer-{self.blueprint.target}/")
@@ -143,7 +148,7 @@ class Climb:
         guest = self._guest()
         layers = [self.render(layer, guest) for layer in range(1, self.blueprint.target + 1)]
         # A layer holds those below it: to apply one of these again would take away what stands above it.
-        above = self.lab.settings.layer + 1
+        above = unfrozen or self.lab.settings.layer + 1
         wanted = [
             layer
             for layer in layers
@@ -297,20 +302,34 @@ class Climb:
         # What is wrong with a cloud that does not answer, the checks tell.
         with contextlib.suppress(StepFailed):
             await_cloud(self.lab, datetime.now(UTC), seconds=RESTART_SECONDS)
+        late = self.lab.settings.unfrozen == layer
         with journal.step(f"layer {layer} checks", key=rendered.applied_key):
             check_layer(self.lab, self.blueprint, layer)
+            self._stand_on(layer)
+        if self.lab.settings.unfrozen == layer:
+            self._freeze(layer, late=late)
+            self.lab.save(self.lab.settings.model_copy(update={"unfrozen": 0}))
+
+    def _stand_on(self, layer: int) -> None:
+        """Write down that the lab stands on a layer, and that it is to be frozen when it is there first."""
         settings = self.lab.settings
         is_first = settings.layer < layer  # later there is the user's own data in it
-        services = tuple(service.name for service in self.blueprint.up_to(layer))
-        self.lab.save(settings.model_copy(update={"layer": max(layer, settings.layer), "services": services}))
-        if is_first:
-            self._freeze(layer)
+        update = {
+            "layer": max(layer, settings.layer),
+            "services": tuple(service.name for service in self.blueprint.up_to(layer)),
+            "unfrozen": layer if is_first else settings.unfrozen,
+        }
+        self.lab.save(settings.model_copy(update=update))
 
-    def _freeze(self, layer: int) -> None:
-        """Keep the layer as an image, unless there is one made of the same."""
+    def _freeze(self, layer: int, *, late: bool) -> None:
+        """Keep the layer as an image, unless there is one made of the same.
+
+        late: not when it came up, so there may be the user's own data in it; the title says so.
+        """
         wanted = recipe(self.blueprint, layer, self.host, images_at_hand(self.store, self.blueprint))
         if self.store.find(LAYER, wanted) is None:
-            freeze(self.lab, self.store, LAYER, wanted, title=title_of(self.blueprint, layer))
+            title = title_of(self.blueprint, layer) + (", frozen later" if late else "")
+            freeze(self.lab, self.store, LAYER, wanted, title=title)
 
     def _stop_gone_units(self, rendered: Rendered) -> None:
         """Stop the units of services that the lab had, or a climb of it that was cut off, and has no more."""
@@ -321,7 +340,17 @@ class Climb:
             gone = sorted(had - {unit for step in rendered.steps[node.name] for unit in step.units})
             if gone:
                 with self.lab.journal.step("stop what is gone", node.name, units=gone):
-                    self.lab.run_on(node.name, ["systemctl", "disable", "--now", *gone])
+                    self._disable(node, gone)
+
+    def _disable(self, node: Node, units: Sequence[str]) -> None:
+        """Stop and disable units, but for those that are not there: of one, systemctl would refuse all."""
+        names = [unit if "." in unit else f"{unit}.service" for unit in units]
+        shown = self.lab.run_on(
+            node.name, ["systemctl", "show", "--property=Id,LoadState", "--", *names], check=True
+        )
+        there = [state["Id"] for state in parse(shown.stdout) if state["LoadState"] != "not-found"]
+        if there:
+            self.lab.run_on(node.name, ["systemctl", "disable", "--now", "--", *there], check=True)
 
     def _add_missing_packages(self, layer: int) -> None:
         """Install into running nodes what was not asked for when they were made."""

@@ -13,17 +13,20 @@ from typing import Any
 
 import yaml
 
-from stacklab.errors import StepFailed
+from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
 from stacklab.images.digest import damage
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_PASSED
 from stacklab.lab.access import ensure_keys, identity_files
 from stacklab.lab.lab import Lab, LabSettings
+from stacklab.provide.provider import NodeState
 
 # What of a lab's settings a checkpoint brings back, and an image of a layer, which may come from elsewhere.
 STATE = ("layer", "services")
-CHOICES = ("with_services", "without_services", "path")
+CHOICES = ("target", "with_services", "without_services", "path")
+# What a lab is made with, beside its nodes, and keeps.
+MADE = ("profile", "release", "node_kind")
 SECRETS = "secrets.yaml"
 SETTINGS = "lab.yaml"
 SSH = "ssh"
@@ -61,18 +64,25 @@ def freeze(
 
 @contextlib.contextmanager
 def _asleep(lab: Lab) -> Iterator[None]:
-    """Meanwhile the nodes are off and their memory is on the disk; they go on from there afterwards."""
-    lab.provider.hibernate(lab.settings.nodes)
+    """Meanwhile the nodes are off and their memory is on the disk; they go on from there afterwards.
+
+    They do so, too, when the memory of one cannot be written.
+    """
+    nodes = lab.settings.nodes
+    were_on = all(lab.provider.state(node) is NodeState.RUNNING for node in nodes)
     try:
+        lab.provider.hibernate(nodes)
         yield
     finally:
-        lab.start()
+        if were_on:
+            lab.start()
 
 
 def thaw(lab: Lab, store: Store, image: Image) -> None:
     """Put a lab, new or standing, on an image: what its nodes had is gone. It is off afterwards.
 
-    Raises StepFailed when the image is not what it was when it was frozen; then the lab is left as it was.
+    Raises StepFailed when the image is not what it was when it was frozen, UsageError when it is of a lab
+    that was made otherwise; then the lab is left as it was.
     """
     with lab.journal.step("thaw", lab.name, image=image.name):
         broken = damage(image.folder)
@@ -84,9 +94,11 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
             )
         chain = store.chain(image)
         frozen = LabSettings.model_validate(yaml.safe_load((image.folder / "lab" / SETTINGS).read_text()))
+        if image.kind != "layer":  # these are found by what they are made of
+            _refuse_others(lab, frozen, image)
         back = STATE if image.kind == "layer" else (*STATE, *CHOICES)
         settings = lab.settings.model_copy(
-            update={"thawing": image.name, **{name: getattr(frozen, name) for name in back}}
+            update={"thawing": image.name, "unfrozen": 0, **{name: getattr(frozen, name) for name in back}}
         )
         lab.save(settings)
         lab.namespace.stop()
@@ -101,6 +113,27 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
             lab.provider.destroy(node)
             lab.provider.create(node, [each.tree_of(node.name) for each in chain], identity_files(lab, node))
         lab.save(settings.model_copy(update={"thawing": ""}))
+
+
+def _refuse_others(lab: Lab, frozen: LabSettings, image: Image) -> None:
+    """Raises UsageError when a lab of the same name was made otherwise than the one that was frozen."""
+
+    def made(settings: LabSettings) -> dict[str, object]:
+        nodes = ", ".join(f"{node.name} ({' '.join(node.roles)})" for node in settings.nodes)
+        return {name: getattr(settings, name) for name in MADE} | {"nodes": nodes}
+
+    now, then = made(lab.settings), made(frozen)
+    wrong = [
+        f"{what}: {then[what]} in the image, {now[what]} in the lab"
+        for what in now
+        if now[what] != then[what]
+    ]
+    if wrong:
+        raise UsageError(
+            f"{image.title} cannot be put on lab '{lab.name}', which was made otherwise",
+            detail="\n".join(wrong),
+            hint=f"stacklab destroy --lab {lab.name}, and make it as it was",
+        )
 
 
 def record_layers(lab: Lab, keys: Mapping[str, str]) -> None:

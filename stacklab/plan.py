@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.blueprint import Blueprint, UpRequest, resolve_climb
 from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.base import base_inputs
@@ -85,7 +85,7 @@ class Plan:
 def make_plan(home: Home, request: UpRequest) -> Plan:
     """Plan a request. Raises UsageError and ModelError as `up` does."""
     lab = Lab(home, request.lab)
-    blueprint = resolve(lab, request)
+    blueprint = resolve_climb(lab, request)
     absent = tuple(
         node.name
         for node in blueprint.nodes

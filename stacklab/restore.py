@@ -76,7 +76,9 @@ def down(lab: Lab, layer: int, listener: Listener) -> None:
             down_on_hosts(lab, whole, layer)
             return
         blueprint = replace(whole, target=layer, cuts=whole.cuts[:layer])
-        restore(lab, store, _image_of(lab, store, blueprint))
+        image = _image_of(lab, store, blueprint)
+        lab.save(lab.settings.model_copy(update={"target": layer}))
+        restore(lab, store, image)
 
 
 def restore(lab: Lab, store: Store, image: Image) -> None:

@@ -37,7 +37,7 @@ def check_layer(lab: Lab, blueprint: Blueprint, layer: int) -> list[CheckResult]
     concerned; StepFailed when the lab is down.
     """
     results = run_checks(lab, blueprint, layer)
-    _raise_for(lab, blueprint, results)
+    _raise_for(lab, blueprint, results, again="up")
     return results
 
 
@@ -64,7 +64,7 @@ def verify(lab: Lab, listener: Listener, junit: Path | None = None) -> list[Chec
                 results = run_checks(lab, blueprint, layer)
                 if junit is not None:
                     write_junit(junit, results, lab=lab.name, layers=_layers(blueprint), began=began)
-                _raise_for(lab, blueprint, results)
+                _raise_for(lab, blueprint, results, again="verify")
         finally:
             unsubscribe()
     return results
@@ -142,16 +142,21 @@ def run_jobs(
     return results
 
 
-def _raise_for(lab: Lab, blueprint: Blueprint, results: Sequence[CheckResult]) -> None:
+def _raise_for(lab: Lab, blueprint: Blueprint, results: Sequence[CheckResult], *, again: str) -> None:
     failed = [result for result in results if result.state is CheckState.FAILED]
     if failed:
         services = list(dict.fromkeys(result.service for result in failed))
         logs = [_log_of(lab, blueprint, service) for service in services[:LOGS_AT_MOST]]
-        raise failure_of(failed, len(results), logs, lab.name)
+        raise failure_of(failed, len(results), logs, lab.name, again)
 
 
-def failure_of(failed: Sequence[CheckResult], count: int, logs: Sequence[str], lab: str) -> CheckFailed:
-    """The error that tells of the failed checks among `count`. logs: what to show of the services' logs."""
+def failure_of(
+    failed: Sequence[CheckResult], count: int, logs: Sequence[str], lab: str, again: str = "verify"
+) -> CheckFailed:
+    """The error that tells of the failed checks among `count`. logs: what to show of the services' logs.
+
+    again: the verb that has them made again.
+    """
     first = failed[0]
     if len(failed) == 1:
         message = f"the check '{first.name}' of {first.service} failed: {first.error}"
@@ -163,7 +168,7 @@ def failure_of(failed: Sequence[CheckResult], count: int, logs: Sequence[str], l
     return CheckFailed(
         message,
         detail="\n\n".join(part for part in (*told, *logs) if part),
-        hint=f"stacklab logs{option} {first.service}; when it is mended, stacklab verify{option}",
+        hint=f"stacklab logs{option} {first.service}; when it is mended, stacklab {again}{option}",
     )
 
 

@@ -20,7 +20,7 @@ def _complete_lab(incomplete: str) -> list[str]:
 
     labs = Home.from_environment().labs
     try:
-        return sorted(lab.name for lab in labs.iterdir() if lab.name.startswith(incomplete))
+        return sorted(lab.name for lab in labs.glob("[a-z]*") if lab.name.startswith(incomplete))
     except OSError:  # no labs yet, or not root: no suggestions
         return []
 

@@ -29,7 +29,7 @@ Layer = Annotated[
         "-l",
         min=1,
         metavar="N",
-        help="Climb to this layer; by default where the lab stands, or 1.",
+        help="Climb to this layer; by default the one that was asked for last, or 1.",
     ),
 ]
 Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="The layer profile.")]

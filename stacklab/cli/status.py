@@ -54,7 +54,7 @@ def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verb
     print_table(
         ["node", "state", "address", "kind", "roles"],
         [
-            [node.name, state.nodes[node.name], node.address, settings.node_kind, " ".join(node.roles)]
+            [node.name, state.nodes[node.name], node.address, node.kind, " ".join(node.roles)]
             for node in settings.nodes
         ],
     )

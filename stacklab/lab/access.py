@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stacklab.errors import StepFailed
+from stacklab.errors import Interrupted, StepFailed
 from stacklab.files import write_atomically
 from stacklab.model.topology import SSH_PORT
 from stacklab.provide.provider import Node, NodeFile
@@ -94,12 +94,14 @@ def identity_files(lab: "Lab", node: Node) -> dict[str, NodeFile]:
 def wait_for_ssh(lab: "Lab", node: Node) -> None:
     """Wait until the node's SSH server greets.
 
-    Raises StepFailed after 120 s, or more where the node is emulated.
+    Raises StepFailed after 120 s, or more where the node is emulated, Interrupted when the command is.
     """
     seconds = BOOT_SECONDS * lab.patience
     deadline = time.monotonic() + seconds
     with lab.namespace.network():
         while not _greets(node.address, node.port):
+            if lab.stopping.is_set():
+                raise Interrupted(f"node '{node.name}' was not waited for")
             if time.monotonic() > deadline:
                 raise StepFailed(
                     f"node '{node.name}' does not answer SSH after {seconds:.0f} s",
@@ -110,9 +112,7 @@ def wait_for_ssh(lab: "Lab", node: Node) -> None:
 
 def set_clock(lab: "Lab", node: Node) -> None:
     """Tell a node that has slept what time it is. Raises StepFailed when it does not take it."""
-    done = lab.run_on(node.name, ["date", "--utc", "--set", f"@{time.time():.3f}"])
-    if done.returncode != 0:
-        raise StepFailed(f"the clock of node '{node.name}' cannot be set", detail=done.stderr)
+    lab.run_on(node.name, ["date", "--utc", "--set", f"@{time.time():.3f}"], check=True)
 
 
 def _greets(address: str, port: int) -> bool:

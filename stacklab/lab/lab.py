@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, TypeVar
 
 import yaml
@@ -40,9 +40,23 @@ from stacklab.provide.provider import Node, NodeState, Provider
 
 HOST = "host"
 ROOT = "root"
+_GONE = ".gone-"  # before the name of a lab that is destroyed
 Result = TypeVar("Result")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 NAME_WORDS = "a letter, then up to 30 of a-z, 0-9 and -"
+
+
+class SteppingDown(BaseModel):
+    """A step down of hosts, from when it begins until it is complete.
+
+    services: those that go, the first to be stopped first, each with its databases. layers: the numbers of
+    those whose packages go.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    services: dict[str, tuple[str, ...]]
+    layers: tuple[int, ...]
 
 
 class LabSettings(BaseModel):
@@ -58,6 +72,8 @@ class LabSettings(BaseModel):
     node_kind: str
     layer: int = 0
     """The highest layer that passed its checks; 0 before the first."""
+    target: int = 0
+    """The layer that was asked for last: where `up` goes on to after a failure; 0 where none was."""
     with_services: dict[str, int] = {}
     """Services that were added, each with the number of the layer that it was added to."""
     without_services: tuple[str, ...] = ()
@@ -71,8 +87,12 @@ class LabSettings(BaseModel):
     """Whether the kernels of the hosts have Open vSwitch's datapath."""
     services: tuple[str, ...] = ()
     """The services that are up, in the order in which they came."""
+    unfrozen: int = 0
+    """The layer that is still to be frozen, as that failed or was cut off; 0 where none is."""
     thawing: str = ""
     """The image that the lab is just being put on; it is to be done again when it was cut off."""
+    stepping_down: SteppingDown | None = None
+    """What is just being taken off the lab's hosts; it is to be completed when it was cut off."""
 
     @field_validator("with_services", mode="before")
     @classmethod
@@ -101,6 +121,8 @@ class Lab:
         self.home = home
         self.name = name
         self.folder = home.labs / name
+        self.stopping = Event()
+        """Set when the command is interrupted: who waits for a node waits no longer."""
         self._namespace = Namespace(self.folder, name)
         self._network = MachineNetwork(self.folder, name)
 
@@ -120,7 +142,7 @@ class Lab:
     @classmethod
     def all(cls, home: Home) -> list["Lab"]:
         """Every lab of this machine, by name."""
-        return [cls(home, file.parent.name) for file in sorted(home.labs.glob("*/lab.yaml"))]
+        return [cls(home, file.parent.name) for file in sorted(home.labs.glob("[a-z]*/lab.yaml"))]
 
     @property
     def has_hosts(self) -> bool:
@@ -231,7 +253,7 @@ class Lab:
     def status(self) -> LabStatus:
         """What is there and what runs."""
         settings = self.settings
-        states = _at_once(self.provider.state, settings.nodes)
+        states = self.at_once(self.provider.state, settings.nodes)
         nodes = {node.name: state for node, state in zip(settings.nodes, states, strict=True)}
         return LabStatus(self.name, self.namespace.pid() is not None, settings, nodes)
 
@@ -260,7 +282,7 @@ class Lab:
                     set_clock(self, node)
             self.journal.record("stacklab.node.started", node.name)
 
-        _at_once(boot, stopped)
+        self.at_once(boot, stopped)
         for node, state in states.items():
             if state is NodeState.RUNNING:  # since a moment ago, maybe, by a command that was cut off
                 wait_for_ssh(self, node)
@@ -289,7 +311,7 @@ class Lab:
                 self.journal.record("stacklab.node.stopped", node.name)
 
         if self.namespace.pid() is not None:
-            _at_once(shut_down, [node for node in self.settings.nodes if node != self.controller])
+            self.at_once(shut_down, [node for node in self.settings.nodes if node != self.controller])
             shut_down(self.controller)
         self.namespace.stop()
 
@@ -297,17 +319,27 @@ class Lab:
         """End everything of the lab by force and remove its folder; hosts are left as they were before.
 
         Raises StepFailed when a host cannot be, and keeps the lab for another try. leave_unreachable: hosts
-        that do not answer are left as they are.
+        that do not answer are left as they are. The folder is out of the way at once: no half of it is ever
+        taken for a lab, and what a destroy that was cut off has left of it goes with the next one.
         """
         if self.has_hosts:
             self._undo_hosts(leave_unreachable)
         self.namespace.stop()
         self.journal.close()
-        remove_tree(self.folder)
+        self._sweep()
+        with suppress(FileNotFoundError):
+            self.folder.rename(self.home.labs / f"{_GONE}{self.name}")
+        self._sweep()
         self._tidy()
 
+    def _sweep(self) -> None:
+        """Remove the folders of labs that are destroyed."""
+        for folder in self.home.labs.glob(f"{_GONE}*"):
+            remove_tree(folder)
+
     def _undo_hosts(self, leave_unreachable: bool) -> None:
-        states = zip(self.settings.nodes, _at_once(self.provider.state, self.settings.nodes), strict=True)
+        nodes = self.settings.nodes
+        states = zip(nodes, self.at_once(self.provider.state, nodes), strict=True)
         found = {node: state for node, state in states if state is not NodeState.ABSENT}
         silent = [node for node, state in found.items() if state is NodeState.UNREACHABLE]
         if not leave_unreachable:
@@ -318,7 +350,19 @@ class Lab:
                 self.provider.destroy(node)
 
         self._network.start()  # a lab that is off is reached all the same
-        _at_once(undo, [node for node in found if node not in silent])
+        self.at_once(undo, [node for node in found if node not in silent])
+
+    def at_once(self, action: Callable[[Node], Result], nodes: Sequence[Node]) -> list[Result]:
+        """Do the same with all nodes at the same time; the first error is raised when all have ended.
+
+        Ctrl-C has them end: it sets `stopping`.
+        """
+        with ThreadPoolExecutor(max_workers=max(len(nodes), 1)) as pool:
+            try:
+                return [done.result() for done in [pool.submit(action, node) for node in nodes]]
+            except KeyboardInterrupt:
+                self.stopping.set()
+                raise
 
     def environment(self) -> dict[str, str]:
         """The variables that give an OpenStack client the cloud's administrator."""
@@ -378,17 +422,21 @@ class Lab:
         return self.ssh_command(node or self.controller.name, ["journalctl", *selection, *mode])
 
     def run_on(
-        self, node: str, argv: Sequence[str], *, stdin: str = ""
+        self, node: str, argv: Sequence[str], *, stdin: str = "", check: bool = False
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a command on a node and return what came of it, whatever its exit code."""
+        """Run a command on a node and return what came of it, whatever its exit code.
+
+        check: raise StepFailed with what it said when that is not 0.
+        """
         command = self.ssh_command(node, argv)
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-
-
-def _at_once(action: Callable[[Node], Result], nodes: Sequence[Node]) -> list[Result]:
-    """Do the same with all nodes at the same time; the first error is raised when all have ended."""
-    with ThreadPoolExecutor(max_workers=max(len(nodes), 1)) as pool:
-        return [done.result() for done in [pool.submit(action, node) for node in nodes]]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        if check and done.returncode != 0:
+            raise StepFailed(
+                f"`{argv[0]}` failed on node '{node}'",
+                detail=done.stderr.strip(),
+                hint="mend it, and the same command goes on from here",
+            )
+        return done
 
 
 def _refuse_unreachable(nodes: Sequence[Node], otherwise: str = "") -> None:

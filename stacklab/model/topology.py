@@ -15,6 +15,7 @@ NodeKind = Literal["lxc", "vm", "host"]
 """What a node is: a container, a virtual machine, or a machine that is there already, reached over SSH."""
 
 SSH_PORT = 22
+_MADE_KINDS = ("lxc", "vm")
 _MADE = ("memory", "cpus", "disk")
 _REACHED = ("address", "port", "user", "key", "interfaces")
 
@@ -145,6 +146,11 @@ class Topology(Root):
         return next(node for node in self.nodes if "controller" in node.roles)
 
     @property
+    def kind(self) -> NodeKind | None:
+        """The kind of the nodes, where one of them names it."""
+        return next((node.kind for node in self.nodes if node.kind), None)
+
+    @property
     def computes(self) -> int | None:
         """How many compute nodes there are, where that can be chosen."""
         return next((node.count for node in self.nodes if node.count and "compute" in node.roles), None)
@@ -183,6 +189,7 @@ class Topology(Root):
         if hosts and len(hosts) < len(nodes):
             words = "hosts and nodes that stacklab makes cannot be in one lab: its network is closed to hosts"
             yield words, ("nodes", hosts[0], "kind")
+        yield from _mixed_kinds(nodes)
         if nodes and not hosts and isinstance(data, dict) and "provider" in data:
             yield "the key 'provider' is for hosts; other nodes have a provider network made", ("provider",)
 
@@ -242,6 +249,18 @@ def _shared_names(nodes: Sequence[Node]) -> Iterator[Fault]:
             if machine.name in names:
                 yield f"a second node is called '{machine.name}'", ("nodes", index, "name")
             names.add(machine.name)
+
+
+def _mixed_kinds(nodes: Mapping[int, dict[str, Data]]) -> Iterator[Fault]:
+    """One provider makes all nodes of a lab."""
+    kinds = {index: node["kind"] for index, node in nodes.items() if node.get("kind") in _MADE_KINDS}
+    first = next(iter(kinds.values()), None)
+    for index, kind in kinds.items():
+        if kind != first:
+            yield (
+                f"a node of kind '{kind}' beside one of kind '{first}': a lab has one",
+                ("nodes", index, "kind"),
+            )
 
 
 def _wrong_controllers(nodes: Mapping[int, dict[str, Data]]) -> Iterator[Fault]:

@@ -26,9 +26,9 @@ class RunOn(Protocol):
     """Runs a command on a node as root, and returns what came of it."""
 
     def __call__(
-        self, node: str, argv: Sequence[str], *, stdin: str = ""
+        self, node: str, argv: Sequence[str], *, stdin: str = "", check: bool = False
     ) -> "subprocess.CompletedProcess[str]":
-        """The command is words, or one shell text."""
+        """The command is words, or one shell text. check: raise StepFailed unless it ends with 0."""
 
 
 class HostProvider:
@@ -47,13 +47,13 @@ class HostProvider:
     def start(self, node: Node) -> bool:
         """Start the units of its services; it has no memory to come back with."""
         self.ledger(node, "start")
-        self._run_on(node.name, ["rm", "-f", OFF])
+        self._run_on(node.name, ["rm", "-f", OFF], check=True)
         return False
 
     def stop(self, node: Node) -> None:
         """Stop the units of its services; the machine stays on."""
         self.ledger(node, "stop")
-        self._run_on(node.name, ["touch", OFF])
+        self._run_on(node.name, ["touch", OFF], check=True)
 
     def destroy(self, node: Node) -> None:
         """Leave the host as it was before, but for what `NOT_UNDONE` lists."""

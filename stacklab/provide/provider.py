@@ -87,6 +87,7 @@ class Provider(Protocol):
         """Keep the memory of nodes that run, all as of one moment; they are off afterwards.
 
         `freeze` copies it, and `start` goes on from it. Raises UsageError where nodes of this kind cannot.
+        When it fails half-way, `start` has all of them run again.
         """
 
     def freeze(self, node: Node, folder: Path) -> None:

@@ -138,18 +138,34 @@ class VmProvider:
                 raise StepFailed(f"node '{node.name}' does not write its disk", detail=done.stderr)
 
     def hibernate(self, nodes: Sequence[Node]) -> None:
-        """Stop all processors first, then write one memory after the other."""
+        """Stop all processors first, then write one memory after the other.
+
+        When that fails, those whose memory is written are off, and the others run on.
+        """
         for node in nodes:
             if self.state(node) is not NodeState.RUNNING:
                 raise UsageError(f"node '{node.name}' is off and has no memory to keep")
         with self._domains.connection() as connection:
             domains = [connection.lookupByName(node.name) for node in nodes]
-            for domain in domains:
-                domain.suspend()
-            for node, domain in zip(nodes, domains, strict=True):
-                memory = self._disk(node) / MEMORY
-                pending = memory.with_name(f".{MEMORY}")
-                domain.saveFlags(str(pending), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+            try:
+                for domain in domains:
+                    domain.suspend()
+                for node, domain in zip(nodes, domains, strict=True):
+                    self._keep_memory(node, domain)
+            except BaseException:
+                for domain in domains:
+                    with absent(*ENDED):
+                        domain.resume()
+                raise
+
+    def _keep_memory(self, node: Node, domain: libvirt.virDomain) -> None:
+        memory = self._disk(node) / MEMORY
+        pending = memory.with_name(f".{MEMORY}")
+        pending.unlink(missing_ok=True)
+        try:
+            domain.saveFlags(str(pending), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+        finally:  # Ctrl-C comes when libvirt has ended: the node is off then, and this is its memory
+            if pending.exists() and self.state(node) is not NodeState.RUNNING:
                 pending.rename(memory)
 
     def freeze(self, node: Node, folder: Path) -> None:

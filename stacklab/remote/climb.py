@@ -4,10 +4,8 @@ The rest of the path is that of every other lab (stacklab/climb.py).
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from stacklab.blueprint import Blueprint
 from stacklab.climb import Climb, Summary
@@ -16,12 +14,11 @@ from stacklab.host.checks import host_facts
 from stacklab.journal import Listener
 from stacklab.lab.lab import Lab
 from stacklab.provide.host import NOT_UNDONE
-from stacklab.provide.provider import Node, NodeState
+from stacklab.provide.provider import NodeState
 from stacklab.remote import kvm
 from stacklab.remote.connection import HostKey, KnownHosts
 from stacklab.remote.preflight import Accept, Answer, preflight
 
-Result = TypeVar("Result")
 LASTING = "stacklab.lab.lasting"
 
 
@@ -38,23 +35,22 @@ def known_hosts(lab: Lab) -> KnownHosts:
 def up_on_hosts(
     lab: Lab, blueprint: Blueprint, listener: Listener, accept: Accept | None, *, online: bool
 ) -> Summary:
-    """Bring a lab of hosts up; raises as `stacklab.climb.up`."""
+    """Bring a lab of hosts up, which is locked; raises as `stacklab.climb.up`."""
     began = time.monotonic()
     if blueprint.versions is not None:
         raise UsageError("hosts have the versions of their own mirrors: --locked is for nodes that are made")
-    with lab.locked():
-        is_new = not lab.exists
-        mark = "" if is_new else lab.mark
-        online = online and blueprint.settings.layer < blueprint.target
-        answers = preflight(blueprint, known_hosts(lab), mark, accept or refuse, online=online)
-        settings = blueprint.settings.model_copy(update={"hosts_openvswitch": _has_openvswitch(answers)})
-        lab.save(settings)
-        lab.journal.subscribe(listener)
-        if is_new:
-            lab.journal.record(LASTING, lab.name, lines=list(lasting(answers)))
-        climb = HostClimb(lab, blueprint, host_facts(lab.home, settings), online=online)
-        climb.answers = answers
-        return climb.to_the_top(began)
+    is_new = not lab.exists
+    mark = "" if is_new else lab.mark
+    online = online and blueprint.settings.layer < blueprint.target
+    answers = preflight(blueprint, known_hosts(lab), mark, accept or refuse, online=online)
+    settings = blueprint.settings.model_copy(update={"hosts_openvswitch": _has_openvswitch(answers)})
+    lab.save(settings)
+    lab.journal.subscribe(listener)
+    if is_new:
+        lab.journal.record(LASTING, lab.name, lines=list(lasting(answers)))
+    climb = HostClimb(lab, blueprint, host_facts(lab.home, settings), online=online)
+    climb.answers = answers
+    return climb.to_the_top(began)
 
 
 def lasting(answers: Mapping[str, Answer]) -> Sequence[str]:
@@ -78,6 +74,13 @@ class HostClimb(Climb):
 
     answers: Mapping[str, Answer]
 
+    def run(self) -> bool:
+        """Complete a step down that was cut off; then do what is left to do."""
+        from stacklab.remote.down import finish_down
+
+        finish_down(self.lab)
+        return super().run()
+
     def _thaw(self) -> bool:
         return False
 
@@ -94,7 +97,7 @@ class HostClimb(Climb):
         return moment if started else None
 
     def _add_missing_packages(self, layer: int) -> None:
-        self._on_all(lambda node: self._install_on(node, layer))
+        self.lab.at_once(lambda node: self._install_on(node, layer), self.blueprint.nodes)
 
     def _prove_kvm_on_hosts(self) -> None:
         """Find out, once, whether instances can run on KVM on all hosts that run any."""
@@ -103,22 +106,16 @@ class HostClimb(Climb):
         if settings.hosts_kvm is None and nodes:
             kernel = self._guest().kernel
             devices = [answer.facts is not None and answer.facts.kvm for answer in self.answers.values()]
-            works = all(devices) and all(self._on(nodes, lambda node: kvm.works(self.lab, node, kernel)))
+            works = all(devices) and all(
+                self.lab.at_once(lambda node: kvm.works(self.lab, node, kernel), nodes)
+            )
             settings = settings.model_copy(update={"hosts_kvm": works})
             self.lab.save(settings)
         self.host = host_facts(self.lab.home, settings)
 
-    def _freeze(self, layer: int) -> None:
+    def _freeze(self, layer: int, *, late: bool) -> None:
         """Nothing: hosts are not frozen."""
 
     def _planned(self) -> list[str]:
         layers = range(1, self.blueprint.target + 1)
         return [f"layer {layer}{word}" for layer in layers for word in ("", " checks")]
-
-    def _on_all(self, action: Callable[[Node], None]) -> None:
-        self._on(self.blueprint.nodes, action)
-
-    @staticmethod
-    def _on(nodes: Sequence[Node], action: Callable[[Node], Result]) -> list[Result]:
-        with ThreadPoolExecutor(max(1, len(nodes))) as pool:
-            return [done.result() for done in [pool.submit(action, node) for node in nodes]]

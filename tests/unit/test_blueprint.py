@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.blueprint import Blueprint, UpRequest, resolve, resolve_climb
 from stacklab.cli.request import service_names
 from stacklab.home import Home
 from stacklab.lab.lab import Lab, LabSettings
@@ -52,6 +52,21 @@ def test_a_service_that_was_left_out_comes_by_with_and_goes_by_without(lab: Lab)
     assert set(lab.settings.without_services) == {*PLANNED, "designate"}
     gone = up(lab, 2, without="barbican")
     assert "barbican" not in names(gone)[0] | names(gone)[1]
+
+
+def test_up_goes_on_to_the_layer_that_was_asked_for_last(lab: Lab) -> None:
+    up(lab, 2)  # and it failed: the lab stands on layer 1
+    assert resolve_climb(lab, UpRequest(lab="blue")).target == 2
+    assert resolve_climb(lab, UpRequest(lab="blue", layer=1)).target == 1
+    assert resolve(lab, UpRequest(lab="blue")).target == 1  # which is what verify checks
+    up(lab, 1)
+    assert resolve_climb(lab, UpRequest(lab="blue")).target == 1
+
+
+def test_a_lab_from_before_that_was_kept_stays_where_it_stands(lab: Lab) -> None:
+    lab.save(lab.settings.model_copy(update={"target": 0}))
+    assert resolve_climb(lab, UpRequest(lab="blue")).target == 1
+    assert resolve_climb(Lab(lab.home, "new"), UpRequest(lab="new")).target == 1
 
 
 def test_settings_from_before_layers_were_kept_can_be_read() -> None:

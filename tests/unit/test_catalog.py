@@ -405,6 +405,18 @@ def test_all_that_is_wrong_with_the_nodes_is_told_at_once(tmp_path: Path) -> Non
     ]
 
 
+def test_nodes_of_two_kinds_are_no_lab(tmp_path: Path) -> None:
+    write_topology(
+        tmp_path,
+        "{name: a, kind: lxc, roles: [controller]",
+        "{name: b, roles: [storage]",
+        "{name: c, kind: vm, roles: [compute]",
+    )
+    assert problems(tmp_path) == [
+        "topologies/odd.yaml:7:21: a node of kind 'vm' beside one of kind 'lxc': a lab has one"
+    ]
+
+
 def write_topology(folder: Path, *nodes: str) -> None:
     """Write a topology `odd`; its first node stands in line 5. nodes: the beginnings of theirs."""
     lines = "".join(f"  - {node}, memory: 1 GiB, cpus: 1, disk: 1 GiB}}\n" for node in nodes)

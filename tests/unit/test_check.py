@@ -399,6 +399,12 @@ def test_one_failure_is_told_in_the_first_line() -> None:
     assert error.detail == "log"
     assert error.exit_code == 4
     assert "stacklab logs --lab blue keystone" in error.hint
+    assert error.hint.endswith("stacklab verify --lab blue")
+
+
+def test_checks_of_up_lead_back_to_up_which_goes_on_to_the_layer_that_failed() -> None:
+    error = failure_of([result("one", FAILED, "swift", "x")], 9, [], "blue", "up")
+    assert error.hint.endswith("stacklab up --lab blue")
 
 
 def test_several_failures_are_all_told() -> None:

@@ -160,6 +160,19 @@ def test_a_lab_keeps_its_computes(catalog: Path) -> None:
         blueprint(catalog, computes=2)
 
 
+@pytest.mark.parametrize("kind", ["lxc", "vm"])
+def test_the_kind_that_a_topology_names_is_that_of_the_lab(catalog: Path, kind: str) -> None:
+    named = FIXED.replace("roles: [controller]", f"kind: {kind}, roles: [controller, compute]")
+    write(catalog / "topologies" / "pair.yaml", named)
+    for asked in (None, "auto", kind):
+        of = blueprint(catalog, topology="pair", node_kind=asked)
+        assert of.settings.node_kind == kind
+        assert [node.kind for node in of.nodes] == [kind, kind]
+    other = {"lxc": "vm", "vm": "lxc"}[kind]
+    with pytest.raises(UsageError, match=f"lists nodes of kind '{kind}', which cannot be '{other}'"):
+        blueprint(catalog, topology="pair", node_kind=other)
+
+
 def test_a_role_that_no_node_has_is_missed_before_anything_is_built(catalog: Path) -> None:
     with pytest.raises(ModelError) as raised:
         blueprint(catalog, topology="pair")

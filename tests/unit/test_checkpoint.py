@@ -1,0 +1,107 @@
+"""Checkpoints belong to a lab, not to its name."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stacklab import checkpoint
+from stacklab.checkpoint import CHECKPOINT, checkpoints, clone
+from stacklab.errors import UsageError
+from stacklab.freeze import thaw
+from stacklab.home import Home
+from stacklab.images import digest
+from stacklab.images import store as store_module
+from stacklab.images.store import Image, Store
+from stacklab.lab.lab import Lab, LabSettings
+from stacklab.provide.provider import Node
+
+CONTROLLER = Node("controller", "10.20.0.11", ("controller",), 8192, 2)
+COMPUTE = Node("compute-1", "10.20.0.12", ("compute",), 3072, 2)
+SETTINGS = LabSettings(
+    profile="openstack", release="epoxy", topology="t", node_kind="lxc", layer=1, nodes=(CONTROLLER,)
+)
+
+
+@pytest.fixture(autouse=True)
+def seal_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seal(folder: Path) -> None:
+        (folder / digest.MANIFEST).write_text(json.dumps(digest.manifest(folder)))
+        (folder / digest.SEALED).touch()
+
+    monkeypatch.setattr(store_module, "seal_in_background", seal)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "images")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A lab on layer 1 that is off."""
+    lab = Lab(Home(tmp_path / "state", tmp_path), "blue")
+    lab.save(SETTINGS)
+    (lab.folder / "secrets.yaml").write_text("keystone: {admin: mine}\n")
+    yield lab
+    lab.journal.close()
+
+
+def saved(store: Store, settings: LabSettings = SETTINGS, **inputs: Any) -> Image:
+    """A checkpoint of a lab `blue` with these settings."""
+
+    def build(folder: Path) -> None:
+        (folder / "lab").mkdir()
+        (folder / "lab" / "lab.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+        (folder / "lab" / "secrets.yaml").write_text("keystone: {admin: frozen}\n")
+
+    return store.add(CHECKPOINT, {"lab": "blue", "name": "a", **inputs}, build, stands_on=[], title="blue: a")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"nodes": (CONTROLLER, COMPUTE)},
+            "nodes: controller (controller), compute-1 (compute) in the image",
+        ),
+        ({"profile": "starter-kit"}, "profile: starter-kit in the image, openstack in the lab"),
+        ({"release": "flamingo"}, "release: flamingo in the image, epoxy in the lab"),
+        ({"node_kind": "vm"}, "node_kind: vm in the image, lxc in the lab"),
+    ],
+)
+def test_a_lab_that_was_made_otherwise_is_left_as_it_is(
+    lab: Lab, store: Store, change: dict[str, Any], told: str
+) -> None:
+    image = saved(store, SETTINGS.model_copy(update=change))
+    with pytest.raises(UsageError, match="which was made otherwise") as refused:
+        thaw(lab, store, image)
+    assert told in refused.value.detail
+    assert lab.settings == SETTINGS
+    assert "mine" in (lab.folder / "secrets.yaml").read_text()
+
+
+def test_checkpoints_of_another_state_folder_are_not_the_labs(lab: Lab, store: Store) -> None:
+    own = saved(store, state=str(lab.home.state))
+    saved(store, state="/another/state")
+    before = saved(store)
+    assert {image.name for image in checkpoints(lab, store)} == {own.name, before.name}
+
+
+def test_a_lab_that_was_made_while_its_source_was_frozen_is_not_overwritten(
+    lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Lab(lab.home, "student")
+
+    def freeze(*_: Any, **__: Any) -> Image:
+        student.save(SETTINGS)
+        return saved(store)
+
+    monkeypatch.setattr(checkpoint, "_freeze", freeze)
+    monkeypatch.setattr(checkpoint, "restore", lambda *_: None)
+    with pytest.raises(UsageError, match="there is a lab 'student' already"):
+        clone(lab, ["student"], lambda _: None)
+    assert student.settings == SETTINGS

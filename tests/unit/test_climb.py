@@ -1,0 +1,162 @@
+"""The climb, on a lab whose nodes are played by programs of this machine."""
+
+import errno
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from stacklab import climb as climb_module
+from stacklab.blueprint import UpRequest, resolve, resolve_climb
+from stacklab.climb import Climb, up
+from stacklab.errors import LabBusy, StepFailed
+from stacklab.home import Home
+from stacklab.images.guest import Guest
+from stacklab.lab.lab import Lab
+from stacklab.lab.machine import MachineNetwork
+from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
+from tests.unit.catalogs import write, write_profile, write_service
+
+HOST = HostFacts(kvm=False, openvswitch=False)
+SYSTEMCTL = """\
+#!/bin/sh
+here=$(dirname "$0")
+echo "$@" >> "$here/calls"
+if [ "$1" = show ]; then
+    printf 'Id=old.service\\nLoadState=loaded\\n\\nId=never.service\\nLoadState=not-found\\n'
+    exit
+fi
+if [ -e "$here/fault" ]; then
+    cat "$here/fault" >&2
+    exit 1
+fi
+"""
+
+
+class Played(Lab):
+    """A lab whose nodes have the programs of its folder `bin`, and those of this machine."""
+
+    @property
+    def namespace(self) -> MachineNetwork:
+        return self._network
+
+    def ssh_command(self, node: str, argv: Sequence[str] = ()) -> list[str]:
+        return ["env", f"PATH={self.folder / 'bin'}:/usr/bin:/bin", *argv]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Played]:
+    """A lab on layer 1, of two layers."""
+    catalog = tmp_path / "catalog"
+    for name in ("one", "two"):
+        write_service(catalog, name)
+    write_profile(catalog, "one", "two")
+    lab = Played(Home(tmp_path / "state", tmp_path / "cache"), "blue")
+    asked = UpRequest(lab="blue", profile="cloud", path=(catalog,))
+    lab.save(resolve(lab, asked).settings.model_copy(update={"layer": 1, "services": ("one",)}))
+    write(lab.folder / "bin" / "systemctl", SYSTEMCTL).chmod(0o755)
+    yield lab
+    lab.journal.close()
+
+
+class Rehearsed(Climb):
+    """A climb on nodes that need not be made."""
+
+    def _make(self) -> None:
+        return None
+
+    def _guest(self) -> Guest:
+        return Guest.at(Path("/nonexistent"))
+
+    def render(self, layer: int, guest: Guest | None = None) -> Rendered:
+        return Renderer(self.lab.name, self.blueprint, {}, HOST).layer(layer)
+
+
+def climb(lab: Lab, layer: int | None = None) -> Climb:
+    return Rehearsed(lab, resolve_climb(lab, UpRequest(lab=lab.name, layer=layer)), HOST, online=False)
+
+
+def test_units_that_cannot_be_stopped_are_told_and_units_that_never_came_are_not_asked(lab: Played) -> None:
+    steps = [{"id": "gone/controller", "units": ["old", "never"]}]
+    before = lab.folder / "rendered" / "layer-1" / "files" / "controller"
+    write(before / STEPS_FILE.lstrip("/"), json.dumps(steps))
+    programs = lab.folder / "bin"
+    of = climb(lab)
+    rendered = Renderer(lab.name, of.blueprint, {}, HOST).layer(1)
+    of._stop_gone_units(rendered)
+    assert (programs / "calls").read_text().splitlines()[-1] == "disable --now -- old.service"
+    write(programs / "fault", "old.service refuses\n")
+    with pytest.raises(StepFailed, match="`systemctl` failed on node 'controller'") as failed:
+        of._stop_gone_units(rendered)
+    assert failed.value.detail == "old.service refuses"
+
+
+def test_what_another_command_is_about_to_change_is_not_read(lab: Played) -> None:
+    with lab.locked(), pytest.raises(LabBusy):
+        up(lab.home, UpRequest(lab="blue", profile="no such profile"), lambda _: None)
+
+
+class Stage:
+    """What a climb does to the nodes, in words; and what it fails with when it freezes."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.full: OSError | None = None
+
+    def check(self, _lab: Lab, _blueprint: object, layer: int) -> None:
+        self.done.append(f"check {layer}")
+
+    def freeze(self, *_: object, title: str) -> None:
+        if self.full:
+            raise self.full
+        self.done.append(f"freeze {title}")
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage()
+    monkeypatch.setattr(climb_module, "check_layer", stage.check)
+    monkeypatch.setattr(climb_module, "freeze", stage.freeze)
+    monkeypatch.setattr(climb_module, "is_healthy", lambda *_: True)
+    for name in ("run_playbook", "await_cloud"):
+        monkeypatch.setattr(climb_module, name, lambda *_, **__: None)
+    return stage
+
+
+def test_a_layer_that_could_not_be_frozen_is_checked_and_frozen_by_the_next_up(
+    lab: Played, stage: Stage
+) -> None:
+    stage.full = OSError(errno.ENOSPC, "no space left")
+    with pytest.raises(OSError, match="no space left"):
+        climb(lab, 2).run()
+    assert lab.settings.layer == 2
+    stage.full = None
+    assert climb(lab).run()
+    assert stage.done == ["check 2", "check 2", "freeze layer 2 of cloud, frozen later"]
+    assert not climb(lab).run()
+
+
+def test_a_layer_that_could_not_be_frozen_is_frozen_before_the_next_one_comes(
+    lab: Played, stage: Stage
+) -> None:
+    lab.save(lab.settings.model_copy(update={"unfrozen": 1}))
+    assert climb(lab, 2).run()
+    later, at_once = "freeze layer 1 of cloud, frozen later", "freeze layer 2 of cloud"
+    assert stage.done == ["check 1", later, "check 2", at_once]
+
+
+def test_a_layer_counts_as_checked_when_it_is_written_down_that_the_lab_stands_on_it(
+    lab: Played, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        of = climb(lab, 2)
+        patched.setattr(lab, "save", killed)
+        of.run()
+    assert lab.settings.layer == 1
+    assert climb(lab, 2).run()
+    assert lab.settings.layer == 2
+    assert stage.done == ["check 2", "check 2", "freeze layer 2 of cloud"]
