@@ -50,9 +50,9 @@ RESTART_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Summary:
-    """What `up` did. layer: where the lab stands. changed: whether anything had to be done. seconds.
+    """What `up` did.
 
-    How long it took.
+    layer: where the lab stands. changed: whether anything had to be done. seconds: how long it took.
     """
 
     layer: int

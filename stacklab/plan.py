@@ -46,9 +46,9 @@ class PlannedStart:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file that would be written or removed. difference.
+    """A file that would be written or removed.
 
-    A unified diff, empty when the content is secret.
+    difference: a unified diff, empty when the content is secret.
     """
 
     node: str

@@ -60,8 +60,7 @@ EXAMPLES = r"""
 RETURN = r"""
 steps:
   description: "For each step: id, state (passed, failed, skipped, not-run), and when it ran start, end
-  (seconds
-    since 1970), output (what the person should see: why it failed, then the last lines)."
+    (seconds since 1970), output (what the person should see: why it failed, then the last lines)."
   type: list
   returned: always
 """
