@@ -145,10 +145,6 @@ class Store:
         """The image and those it stands on, top first. Raises UsageError when one of them is not there."""
         return [image, *(self.get(name) for name in image.stands_on)]
 
-    def lower(self, image: Image, node: str) -> list[Path]:
-        """The root trees of a node that starts from the image, top first."""
-        return [each.tree_of(node) for each in self.chain(image)]
-
     def ensure(
         self,
         kind: str,

@@ -150,8 +150,9 @@ class TestStore:
         base = add(store, "base", kind="base")
         layer = store.ensure("layer", {}, with_nodes, parent=base)
         assert layer.nodes == ("controller",)
-        assert store.lower(layer, "controller") == [layer.folder / "nodes" / "controller", base.tree]
-        assert [store.name_of(tree) for tree in store.lower(layer, "controller")] == [layer.name, base.name]
+        trees = [each.tree_of("controller") for each in store.chain(layer)]
+        assert trees == [layer.folder / "nodes" / "controller", base.tree]
+        assert [store.name_of(tree) for tree in trees] == [layer.name, base.name]
 
 
 class TestDigest:
@@ -237,7 +238,8 @@ def a_lab(home: Home, name: str, image: Image | None = None, thawing: str = "") 
         store = Store(home.cache / "images")
         disk = lab.folder / "nodes" / node.name
         disk.mkdir(parents=True)
-        (disk / "lower").write_text("\n".join(map(str, store.lower(image, node.name))))
+        trees = (each.tree_of(node.name) for each in store.chain(image))
+        (disk / "lower").write_text("\n".join(map(str, trees)))
         (disk / "created").touch()
     return lab
 
