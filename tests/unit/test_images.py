@@ -16,7 +16,7 @@ from stacklab import lock
 from stacklab.errors import LabBusy, StepFailed, UsageError
 from stacklab.home import Home
 from stacklab.images import store as store_module
-from stacklab.images import usage
+from stacklab.images import transfer, usage
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal
 from stacklab.images.store import Image, Store
 from stacklab.images.transfer import export_image, import_images
@@ -426,6 +426,40 @@ class TestTransfer:
         assert found.title == "layer 1"
         assert (found.tree / "etc/link").readlink() == Path("hostname")
         assert list(elsewhere.leftovers()) == []
+
+    def test_the_file_holds_passwords_and_only_its_owner_may_read_it(
+        self, exported: tuple[Path, list[str]]
+    ) -> None:
+        assert exported[0].stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize("end", ["kill -INT $PPID; sleep 10", "exit 2"])
+    def test_an_export_that_is_cut_off_leaves_no_half_file_and_the_one_before_it(
+        self, store: Store, exported: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, end: str
+    ) -> None:
+        file, names = exported
+        before = file.read_bytes(), {path.name for path in file.parent.iterdir()}
+        monkeypatch.setattr(transfer, "_TAR", ("sh", "-c", end, "tar"))
+        with pytest.raises((KeyboardInterrupt, StepFailed)):
+            export_image(store, store.get(names[0]), file)
+        assert (file.read_bytes(), {path.name for path in file.parent.iterdir()}) == before
+
+    def test_meanwhile_no_image_goes(
+        self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = add(store, "one")
+        (made.folder / SEALED).unlink()
+
+        def seal_while_another_prunes(folder: Path) -> None:
+            with pytest.raises(LabBusy), store.cleared():
+                pass
+            _seal(folder)
+
+        monkeypatch.setattr(transfer, "seal", seal_while_another_prunes)
+        assert export_image(store, made, tmp_path / "one.stacklab") == [made]
+
+    def test_where_no_file_can_be_made_is_told(self, store: Store, tmp_path: Path) -> None:
+        with pytest.raises(StepFailed, match="could not be written"):
+            export_image(store, add(store, "one"), tmp_path / "nowhere" / "one.stacklab")
 
     def test_what_is_there_is_not_taken_again(
         self, exported: tuple[Path, list[str]], elsewhere: Store
