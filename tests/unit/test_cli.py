@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from stacklab.cli.plan import lines
 from stacklab.cli.request import up_command
 from stacklab.cli.screen import print_table
 from stacklab.home import Home
+from stacklab.images import usage
 from stacklab.images.store import Store
 from stacklab.lab import Lab, LabSettings
 from stacklab.plan import Plan, PlannedFile, PlannedImage, PlannedLayer
@@ -626,6 +627,26 @@ def test_what_images_are_removed_is_told_to_programs_too(home: Home, monkeypatch
     image = Store(home.cache / "images").ensure("layer", {"x": 1}, lambda folder: None)
     done = runner.invoke(app, ["images", "rm", image.name, "--output", "json"])
     assert json.loads(done.stdout) == {"image": image.name, "removed": True}
+
+
+def test_images_are_listed_while_another_stacklab_adds_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stacklab.images.store.seal_in_background", lambda folder: None)
+    store = Store(home.cache / "images")
+    base, users = store.ensure("base", {"x": 1}, lambda folder: None), usage.users
+
+    def users_and_then_one_more(home: Home, store: Store) -> Mapping[str, list[str]]:
+        found = users(home, store)
+        store.ensure("layer", {"x": 2}, lambda folder: None, parent=base)
+        with pytest.raises(errors.LabBusy):
+            usage.remove_unused(home, store, base)
+        return found
+
+    monkeypatch.setattr("stacklab.images.usage.users", users_and_then_one_more)
+    listed = json.loads(runner.invoke(app, ["images", "ls", "--output", "json"]).stdout)
+    assert {each["kind"]: each["used_by"] for each in listed} == {"base": [], "layer": []}
+    assert listed[0]["shared_bytes"] == next(each["own_bytes"] for each in listed if each["kind"] == "base")
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,15 @@ class TestStore:
         assert trees == [layer.folder / "nodes" / "controller", base.tree]
         assert [store.name_of(tree) for tree in trees] == [layer.name, base.name]
 
+    def test_its_size_can_be_told_while_a_file_of_it_goes(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        du = tmp_path / "du"
+        du.write_text("#!/bin/sh\necho '4096 .'; echo 'cannot access .manifest.json.x' >&2; exit 1\n")
+        du.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        assert store.size(add(store, "one")) == 4096
+
 
 class TestDigest:
     @pytest.fixture
@@ -261,6 +270,12 @@ class TestUsage:
             with pytest.raises(UsageError, match="is needed") as raised:
                 usage.remove_unused(home, store, image)
             assert "lab blue" in raised.value.detail
+
+    def test_what_another_has_removed_meanwhile_is_told(self, store: Store, home: Home) -> None:
+        made = add(store, "one")
+        store.remove(made)
+        with pytest.raises(UsageError, match="no image is called"):
+            usage.remove_unused(home, store, made)
 
     def test_prune_keeps_what_labs_stand_on_or_are_being_put_on(self, store: Store, home: Home) -> None:
         base = add(store, "base", kind="base")
