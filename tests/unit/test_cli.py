@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -557,6 +558,14 @@ def test_each_of_these_ways_leads_on(orphan: Lab, tmp_path: Path) -> None:
 def test_status_and_logs_need_no_files_of_services(orphan: Lab) -> None:
     assert runner.invoke(app, ["status", "--lab", "blue"]).exit_code == 0
     assert units_of(orphan, "motd", "") == ("controller", ["motd", "motd-timer"])
+
+
+def test_why_units_are_missing_is_told_to_programs_too(orphan: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = replace(orphan.status(), running=True)
+    monkeypatch.setattr(Lab, "status", lambda _: state)
+    document = json.loads(runner.invoke(app, ["status", "--lab", "blue", "-o", "json"]).stdout)
+    assert document["units"] == {}
+    assert "the service 'motd', which cannot be found" in document["trouble"]
 
 
 # What stacklab knows of a lab is damaged
