@@ -129,7 +129,7 @@ def verify(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> Non
 @app.command("export")
 def export(
     name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The file to write.")],
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
 ) -> None:

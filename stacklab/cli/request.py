@@ -73,7 +73,12 @@ AcceptHostKeys = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Build from the cache alone.")]
 Locked = Annotated[
     Path | None,
-    typer.Option("--locked", metavar="FILE", help="Build the very versions that `stacklab lock` wrote."),
+    typer.Option(
+        "--locked",
+        metavar="FILE",
+        dir_okay=False,
+        help="Build the very versions that `stacklab lock` wrote.",
+    ),
 ]
 
 

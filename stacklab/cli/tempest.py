@@ -17,7 +17,8 @@ EXAMPLES = examples(
 
 def tempest(
     file: Annotated[
-        Path, typer.Argument(metavar="[FILE]", help="Where to write it.", show_default=True)
+        Path,
+        typer.Argument(metavar="[FILE]", dir_okay=False, help="Where to write it.", show_default=True),
     ] = Path("etc/tempest.conf"),
     lab: LabOption = "default",
     verbose: Verbose = False,

@@ -1,5 +1,6 @@
 """The command line: what is typed, what is printed where, and the exit code. No lab is built here."""
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from stacklab import errors
 from stacklab.blueprint import UpRequest, resolve
 from stacklab.cli.enter import become
 from stacklab.cli.events import since
+from stacklab.cli.failure import translate
 from stacklab.cli.logs import units_of
 from stacklab.cli.main import Stacklab, app, stacklab
 from stacklab.cli.options import Verbose
@@ -626,6 +628,25 @@ def test_a_folder_that_cannot_be_written_is_no_fault_of_stacklab(
     result = runner.invoke(app, ["up", "--layer", "1"])
     assert result.exit_code == 1
     assert "cannot be used: Not a directory" in result.stderr
+    assert "STACKLAB_STATE and STACKLAB_CACHE name the folders" in result.stderr
+
+
+def test_only_for_a_folder_of_stacklabs_own_the_variables_that_name_them_are_told(home: Home) -> None:
+    refused = [
+        IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+        for path in (home.cache / "images", home.state.parent, "/root/versions.yaml")
+    ]
+    hints = [translate(error, again="", verbose=False).hint for error in refused]
+    assert [bool(hint) for hint in hints] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "verb", ["verify --junit .", "lock .", "tempest .", "images export layer-1 .", "up --locked ."]
+)
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_work(verb: str, lab: Lab) -> None:
+    result = runner.invoke(app, verb.split(), env={"STACKLAB_LAB": "blue"})
+    assert result.exit_code == 2
+    assert "is a directory" in result.stderr
 
 
 # Programs that read, and the tab key
