@@ -78,6 +78,17 @@ def test_each_verb_has_help_with_examples(verb: str) -> None:
     assert result.output.count(f" stacklab {verb}") >= 2
 
 
+def test_a_short_option_means_the_same_with_every_verb() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, Stacklab)
+    meanings: dict[str, set[str]] = {}
+    for verb in VERBS:
+        for parameter in group.commands[verb].params:
+            for short in (option for option in parameter.opts if len(option) == 2):
+                meanings.setdefault(short, set()).update({*parameter.opts} - {short})
+    assert {short: long for short, long in meanings.items() if len(long) > 1} == {}
+
+
 def test_the_verbs_of_the_issue_are_there() -> None:
     asked = """
         up plan status list verify exec shell ssh logs events graph services profiles stop start destroy
@@ -448,23 +459,34 @@ def test_destroy_without_a_terminal_needs_yes(lab: Lab) -> None:
     assert lab.exists
 
 
-def test_destroy_on_a_terminal_asks(lab: Lab) -> None:
+def answered(arguments: str, word: bytes = b"") -> int:
+    """The exit code of a verb on a terminal; its question, if it is to have one, is answered."""
     import pty
 
-    def answer(word: bytes) -> int:
-        pid, terminal = pty.fork()
-        if pid == 0:
-            os.execv(sys.executable, [sys.executable, "-m", "stacklab", "destroy", "--lab", "blue"])
-        seen = b""
-        while b"?" not in seen:
-            seen += os.read(terminal, 1000)
-        os.write(terminal, word)
-        status = os.waitpid(pid, 0)[1]
-        os.close(terminal)
-        return os.waitstatus_to_exitcode(status)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "stacklab", *arguments.split(), "--lab", "blue"])
+    seen = b""
+    while word and b"?" not in seen:
+        seen += os.read(terminal, 1000)
+    os.write(terminal, word)
+    status = os.waitpid(pid, 0)[1]
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status)
 
-    assert answer(b"n\n") == 1
+
+def test_destroy_on_a_terminal_asks(lab: Lab) -> None:
+    assert answered("destroy", b"n\n") == 1
     assert lab.exists
+
+
+@pytest.mark.parametrize("verb", ["down --to 2", "checkpoint restore nothing"])
+def test_what_gives_data_up_asks_on_a_terminal_and_nowhere_else(verb: str, lab: Lab) -> None:
+    assert answered(verb, b"n\n") == 1
+    refused = 2  # there is no such layer, and no such checkpoint: it has gone to work
+    assert answered(verb, b"y\n") == refused
+    assert answered(f"{verb} --yes") == refused
+    assert runner.invoke(app, [*verb.split(), "--lab", "blue"]).exit_code == refused
 
 
 # Into the lab
@@ -657,6 +679,15 @@ def test_what_images_are_removed_is_told_to_programs_too(home: Home, monkeypatch
     image = Store(home.cache / "images").ensure("layer", {"x": 1}, lambda folder: None)
     done = runner.invoke(app, ["images", "rm", image.name, "--output", "json"])
     assert json.loads(done.stdout) == {"image": image.name, "removed": True}
+
+
+def test_where_tempests_configuration_went_is_told_to_programs_too(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stacklab.tempest.tempest_conf", lambda *_: "[identity]\n")
+    file = str(tmp_path / "tempest.conf")
+    done = runner.invoke(app, ["tempest", file, "--lab", "blue", "--output", "json"])
+    assert json.loads(done.stdout) == {"file": file, "lab": "blue"}
 
 
 def test_images_are_listed_while_another_stacklab_adds_one(
