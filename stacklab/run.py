@@ -52,16 +52,15 @@ def run_playbook(lab: Lab, folder: Path) -> None:
         )
         runner.config.command = [*BOUND_TREE, *runner.config.command]
         runner.run()
+    if runner.status == "successful":  # whatever failed was ignored or rescued
+        return
     if recorder.failure:
         raise recorder.failure
     if runner.status == "canceled":
         raise Interrupted("interrupted")
-    if runner.status != "successful":
-        output = Path(runner.config.artifact_dir, "stdout")
-        tail = output.read_text(errors="replace").splitlines()[-TAIL_LINES:] if output.exists() else []
-        raise StepFailed(
-            f"the playbook of {folder.name} failed", detail="\n".join(tail), hint=f"less {output}"
-        )
+    output = Path(runner.config.artifact_dir, "stdout")
+    tail = output.read_text(errors="replace").splitlines()[-TAIL_LINES:] if output.exists() else []
+    raise StepFailed(f"the playbook of {folder.name} failed", detail="\n".join(tail), hint=f"less {output}")
 
 
 def _environment(lab: Lab) -> dict[str, str]:
@@ -132,10 +131,7 @@ def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
 
 
 class _Recorder:
-    """Turns Ansible's events, and those of the steps on the nodes, into the journal's.
-
-    Keeps the first failure.
-    """
+    """Turns Ansible's events, and those of the steps on the nodes, into the journal's."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -143,7 +139,12 @@ class _Recorder:
         self._running: dict[tuple[str, str], int] = {}
         self._ended: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
-        self.failure: StepFailed | None = None
+        self._failures: dict[str, StepFailed] = {}
+
+    @property
+    def failure(self) -> StepFailed | None:
+        """Why the first node that failed did; what came before that on the node was rescued."""
+        return next(iter(self._failures.values()), None)
 
     def read_steps(self, node: str, lines: IO[str]) -> None:
         """Record each line, a JSON object, that a node writes when the state of a step changes."""
@@ -172,7 +173,8 @@ class _Recorder:
                 self._journal.record(
                     "stacklab.task.failed", node, task=task, error=failure.message, detail=failure.detail
                 )
-                self.failure = self.failure or failure
+                if not data.get("ignore_errors"):
+                    self._failures[node] = failure
         return False
 
     def _record_steps(self, node: str, result: dict[str, Any]) -> None:
