@@ -136,8 +136,8 @@ class _Recorder:
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._journal = lab.journal
-        self._running: dict[tuple[str, str], int] = {}
-        self._ended: set[tuple[str, str]] = set()
+        self._started: dict[tuple[str, str], int] = {}
+        self._ended: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
         self._failures: dict[str, StepFailed] = {}
 
@@ -182,22 +182,25 @@ class _Recorder:
             self._record_step(node, step)
 
     def _record_step(self, node: str, step: dict[str, Any]) -> None:
-        """Record a change of a step's state, once, whether the node told it or the task's result."""
-        which = (node, step["id"])
+        """Record a change of a step's state, once, whether the node told it or the task's result.
+
+        Units that passed may fail all the same: the node looks at them again at the end.
+        """
+        which, state = (node, step["id"]), step["state"]
         with self._lock:
-            if which in self._ended:
+            if which in self._ended and (self._ended[which], state) != ("passed", "failed"):
                 return
-            if step["state"] == "started":
-                self._running[which] = self._journal.record(STEP_STARTED, node, name=step["id"]).id
-            elif step["state"] in ("passed", "failed"):
-                self._ended.add(which)
+            if state == "started":
+                self._started[which] = self._journal.record(STEP_STARTED, node, name=step["id"]).id
+            elif state in ("passed", "failed"):
+                self._ended[which] = state
                 self._journal.record(
-                    STEP_PASSED if step["state"] == "passed" else STEP_FAILED,
+                    STEP_PASSED if state == "passed" else STEP_FAILED,
                     node,
                     name=step["id"],
-                    step=self._running.pop(which, 0),
+                    step=self._started.get(which, 0),
                     seconds=round(step["end"] - step["start"], 3),
-                    **({"error": step.get("output", "")} if step["state"] == "failed" else {}),
+                    **({"error": step.get("output", "")} if state == "failed" else {}),
                 )
 
 

@@ -1,5 +1,7 @@
 """Running a playbook: what counts as a failure, and what the journal says of steps."""
 
+import io
+import json
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -13,7 +15,7 @@ import yaml
 from stacklab.errors import StepFailed
 from stacklab.journal import Journal
 from stacklab.lab.lab import Lab
-from stacklab.run import run_playbook
+from stacklab.run import _Recorder, run_playbook
 from tests.unit.catalogs import write
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="Ansible gets a tree of processes of its own")
@@ -61,3 +63,19 @@ def test_what_a_task_file_ignores_or_rescues_is_no_failure(tmp_path: Path, journ
 def test_the_failure_that_was_not_rescued_is_the_one_that_is_told(tmp_path: Path, journal: Journal) -> None:
     with pytest.raises(StepFailed, match="task 'broken' failed on node 'here'"):
         run(tmp_path, journal, fails("ignored", ignore_errors=True), RESCUED, fails("broken"))
+
+
+def test_a_step_that_fails_in_the_last_look_has_failed(journal: Journal) -> None:
+    """Its units were active when they had started, and ended while others were."""
+    recorder = _Recorder(cast(Lab, SimpleNamespace(name="blue", journal=journal)))
+    started = {"id": "nova/controller", "state": "started", "start": 1.0}
+    passed = {**started, "state": "passed", "end": 3.0, "output": ""}
+    failed = {**started, "state": "failed", "end": 9.0, "output": "nova-api: failed (exit-code)"}
+    lines = "\n".join(map(json.dumps, (started, passed, passed, failed)))
+    recorder.read_steps("controller", io.StringIO(lines))
+    event = {"event": "runner_on_failed", "event_data": {"host": "controller", "res": {"steps": [failed]}}}
+    recorder.take(event)
+    steps = [event for event in journal.read() if event.type.startswith("stacklab.step.")]
+    assert [event.type.rpartition(".")[2] for event in steps] == ["started", "passed", "failed"]
+    assert [event.data["step"] for event in steps[1:]] == [steps[0].id, steps[0].id]
+    assert steps[-1].data["error"] == "nova-api: failed (exit-code)"
