@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from stacklab.cli.logs import units_of
 from stacklab.cli.main import Stacklab, app, stacklab
 from stacklab.cli.options import Verbose
 from stacklab.cli.plan import lines
-from stacklab.cli.request import up_command
+from stacklab.cli.request import requesting, up_command
 from stacklab.cli.screen import print_table
 from stacklab.home import Home
 from stacklab.images import usage
@@ -434,17 +435,23 @@ def test_a_plan_ends_with_the_command_that_does_the_same() -> None:
         "blue",
         2,
         profile="starter-kit",
+        computes=2,
         with_services=("hello", "motd"),
         path=(Path("/srv/my clouds"),),
         locked=Path("versions.yaml"),
         offline=True,
     )
     command = (
-        "stacklab up --layer 2 --lab blue --profile starter-kit --locked versions.yaml"
-        " --with hello --with motd --path '/srv/my clouds' --offline"
+        "stacklab up --lab blue --layer 2 --profile starter-kit --computes 2"
+        " --with hello --with motd --offline --path '/srv/my clouds' --locked versions.yaml"
     )
     assert up_command(request) == command
     assert up_command(UpRequest()) == "stacklab up"
+    asked: list[UpRequest] = []
+    program = typer.Typer()
+    program.command()(requesting(asked.append))
+    runner.invoke(program, shlex.split(command)[2:], catch_exceptions=False)
+    assert asked == [request]
     layer = PlannedLayer(1, ("keystone",), (), ())
     assert list(lines(Plan("blue", 1, (), (), (layer,)), command))[-1].endswith(f": {command}")
 
