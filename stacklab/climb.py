@@ -34,6 +34,7 @@ from stacklab.lab.access import ensure_keys, identity_files, ssh_options, wait_f
 from stacklab.lab.lab import HOST, Lab
 from stacklab.lab.secrets import ensure_secrets
 from stacklab.model.release import Release
+from stacklab.plan import layers_to_apply
 from stacklab.provide.provider import Node, NodeState
 from stacklab.recipe import LAYER, deepest, first_packages, recipe, title_of
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
@@ -142,14 +143,7 @@ class Climb:
         started = None if thawed else self._make()
         guest = self._guest()
         layers = [self.render(layer, guest) for layer in range(1, self.blueprint.target + 1)]
-        # A layer holds those below it: to apply one of these again would take away what stands above it.
-        above = self.lab.settings.layer + 1
-        wanted = [
-            layer
-            for layer in layers
-            if layer.layer >= min(above, self.blueprint.target)
-            and not self.lab.journal.passed(layer.applied_key)
-        ]
+        wanted = layers_to_apply(self.lab, layers)
         if started and not wanted:
             await_cloud(self.lab, started)
         for layer in wanted:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "stacklab plan --layer 1",
     "stacklab plan --layer 1 --profile starter-kit --with memcached",
-    "stacklab plan --output json | jq .steps",
+    "stacklab plan --output json | jq '.layers[].steps'",
 )
 
 
