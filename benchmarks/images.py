@@ -94,7 +94,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
         figures["bare boot"].append(boot_bare())
         figures["thaw"].append(stacklab("up", "--layer", "1", "--lab", "thawed"))
         figures["plan"].append(stacklab("plan", "--layer", "1", "--lab", "other", "--output", "json"))
-        figures["down"].append(stacklab("down", "--to", "1", "--lab", "thawed"))
+        figures["down"].append(stacklab("down", "--to", "1", "--lab", "thawed", "--yes"))
         stacklab("stop", "--lab", "thawed")
         figures["clone"].append(stacklab("clone", "thawed", "copy"))
         figures["size"].append(own_size("copy"))

@@ -97,7 +97,7 @@ def issues_token(lab: Lab) -> bool:
 def thaw_with_memory(lab: Lab) -> float:
     """Seconds from `checkpoint restore` of a lab that is off until a token is issued."""
     stacklab("stop", "--lab", lab.name)
-    with start("checkpoint", "restore", KEPT, "--lab", lab.name) as process:
+    with start("checkpoint", "restore", KEPT, "--lab", lab.name, "--yes") as process:
         seconds = token_after(lab, process)
         process.communicate()
     return seconds

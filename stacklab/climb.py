@@ -36,6 +36,7 @@ from stacklab.lab.access import ensure_keys, identity_files, ssh_options, wait_f
 from stacklab.lab.lab import HOST, Lab
 from stacklab.lab.secrets import ensure_secrets
 from stacklab.model.release import Release
+from stacklab.plan import layers_to_apply
 from stacklab.provide.provider import Node, NodeState
 from stacklab.recipe import LAYER, deepest, first_packages, recipe, title_of
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
@@ -52,9 +53,9 @@ RESTART_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Summary:
-    """What `up` did. layer: where the lab stands. changed: whether anything had to be done. seconds.
+    """What `up` did.
 
-    How long it took.
+    layer: where the lab stands. changed: whether anything had to be done. seconds: how long it took.
     """
 
     layer: int
@@ -147,14 +148,7 @@ class Climb:
         started = None if thawed else self._make()
         guest = self._guest()
         layers = [self.render(layer, guest) for layer in range(1, self.blueprint.target + 1)]
-        # A layer holds those below it: to apply one of these again would take away what stands above it.
-        above = unfrozen or self.lab.settings.layer + 1
-        wanted = [
-            layer
-            for layer in layers
-            if layer.layer >= min(above, self.blueprint.target)
-            and not self.lab.journal.passed(layer.applied_key)
-        ]
+        wanted = layers_to_apply(self.lab, layers)
         if started and not wanted:
             await_cloud(self.lab, started)
         for layer in wanted:

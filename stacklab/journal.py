@@ -28,7 +28,6 @@ STEP_STARTED = "stacklab.step.started"
 STEP_PASSED = "stacklab.step.passed"
 STEP_FAILED = "stacklab.step.failed"
 STEP_INTERRUPTED = "stacklab.step.interrupted"
-STEP_SKIPPED = "stacklab.step.skipped"
 STEP_FORGOTTEN = "stacklab.step.forgotten"
 
 _APPLICATION_ID = 0x53744C62  # "StLb": tells a journal from any other SQLite file

@@ -1,7 +1,7 @@
 """What `up` would do: images, steps, files and their differences. Nothing is touched."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,9 @@ class PlannedStart:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file that would be written or removed. difference.
+    """A file that would be written or removed.
 
-    A unified diff, empty when the content is secret.
+    difference: a unified diff, empty when the content is secret.
     """
 
     node: str
@@ -110,17 +110,22 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
     renderer = Renderer(lab.name, blueprint, secrets, host, ssh_options(lab), images_at_hand)
     is_new = len(absent) == len(blueprint.nodes)
     start = _start(store, blueprint, host, images_at_hand) if is_new and are_made else None
-    layers = []
-    for number in range(1, blueprint.target + 1):
-        rendered = renderer.layer(number)
-        before = lab.folder / "rendered" / f"layer-{number}"
-        if start and number <= start.layer:
-            continue
-        if lab.exists and lab.journal.passed(rendered.applied_key):
-            continue
-        services = tuple(service.name for service in blueprint.cuts[number - 1])
-        layers.append(PlannedLayer(number, services, _steps(rendered), tuple(_files(before, rendered))))
-    return Plan(lab.name, blueprint.target, tuple(images), absent, tuple(layers), start)
+    rendered = [renderer.layer(number) for number in range(1, blueprint.target + 1)]
+    above = rendered[start.layer if start else 0 :]
+    wanted = layers_to_apply(lab, above) if lab.exists else above
+    layers = tuple(_planned_layer(lab, blueprint, each) for each in wanted)
+    return Plan(lab.name, blueprint.target, tuple(images), absent, layers, start)
+
+
+def layers_to_apply(lab: Lab, layers: Sequence[Rendered]) -> list[Rendered]:
+    """Those of the layers, lowest first, that the lab does not stand on as they are rendered now.
+
+    A layer holds those below it: to apply one of these again would take away what stands above it. One whose
+    freeze is owed is gone through once more.
+    """
+    above = lab.settings.unfrozen or lab.settings.layer + 1
+    lowest = min([above, *(highest.layer for highest in layers[-1:])])
+    return [layer for layer in layers if layer.layer >= lowest and not lab.journal.passed(layer.applied_key)]
 
 
 def _start(
@@ -138,6 +143,12 @@ def _start(
             closest, reasons = min(differences_of.items(), key=lambda item: len(item[1]))
             break
     return PlannedStart(image.name if image else "", layer, closest, reasons)
+
+
+def _planned_layer(lab: Lab, blueprint: Blueprint, rendered: Rendered) -> PlannedLayer:
+    services = tuple(service.name for service in blueprint.cuts[rendered.layer - 1])
+    before = lab.folder / "rendered" / f"layer-{rendered.layer}"
+    return PlannedLayer(rendered.layer, services, _steps(rendered), tuple(_files(before, rendered)))
 
 
 def _planned_image(store: Store, kind: str, inputs: dict[str, object]) -> PlannedImage:

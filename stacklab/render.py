@@ -127,14 +127,15 @@ class Rendered:
 
 
 def demands(blueprint: Blueprint, layer: int) -> dict[str, Any]:
-    """What the layers up to `layer` want beside files and steps: packages by node, and checks."""
+    """What the layers up to `layer` want beside files and steps: packages by node, checks, and task files."""
     services = blueprint.up_to(layer)
     checks = {service.name: [check.model_dump() for check in service.checks] for service in services}
     packages = {
         node.name: [*blueprint.packages(services, node), *blueprint.wheels(services, node)]
         for node in blueprint.nodes
     }
-    return {"packages": packages, "checks": checks}
+    tasks = {service.name: _tasks_digest(service) for service in services if service.tasks}
+    return {"packages": packages, "checks": checks, "tasks": tasks}
 
 
 class Renderer:
@@ -438,6 +439,15 @@ def _digest(file: Path) -> str:
         return ""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _tasks_digest(service: Service) -> str:
+    """The hash, in hex, of a service's task files, their phases, and all in tasks/, which they may read."""
+    beside = (file for file in (service.folder / "tasks").rglob("*") if file.is_file())
+    digest = hashlib.sha256(repr(sorted(service.tasks.items())).encode())
+    for file in sorted({*beside, *(service.folder / path for path in service.tasks.values())}):
+        digest.update(f"{file.relative_to(service.folder)} {_digest(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _units_elsewhere(node: Node, services: Sequence[Service]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from stacklab.check import look_after_start
 from stacklab.check.cloud import Cloud
 from stacklab.check.health import concerned_service
 from stacklab.errors import StepFailed, UsageError
+from stacklab.files import remove_tree
 from stacklab.freeze import record_layers, thaw
 from stacklab.home import Home
 from stacklab.host.checks import host_facts
@@ -24,7 +25,7 @@ from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import ensure_secrets
 from stacklab.recipe import LAYER, changes, recipe
-from stacklab.render import Renderer
+from stacklab.render import Rendered, Renderer
 
 ANSWER_SECONDS = 300.0
 POLL_SECONDS = 0.2
@@ -106,9 +107,14 @@ def finish_thaw(lab: Lab, store: Store) -> None:
 
 def _put(lab: Lab, store: Store, image: Image) -> None:
     thaw(lab, store, image)
+    for folder in (lab.folder / "rendered").glob("layer-*"):
+        if int(folder.name.removeprefix("layer-")) > lab.settings.layer:
+            remove_tree(folder)
     # A checkpoint may be older than the templates; what they have changed since is for `up` to do.
     if lab.settings.layer and image.inputs.get("made_of", "") in ("", made_of(lab, store)):
-        record_layers(lab, applied_keys(lab, store))
+        rendered = _rendered(lab, store)
+        rendered.write(lab.folder / "rendered" / f"layer-{rendered.layer}")
+        record_layers(lab, _keys(rendered))
 
 
 def made_of(lab: Lab, store: Store) -> str:
@@ -169,6 +175,15 @@ def _limited(blueprint: Blueprint, services: Collection[str]) -> Blueprint:
 
 def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:
     """By the name of its step, the key by which `up` knows that the layer it stands on is as it should be."""
+    return _keys(_rendered(lab, store))
+
+
+def _keys(rendered: Rendered) -> Mapping[str, str]:
+    return {f"layer {rendered.layer} checks": rendered.applied_key}
+
+
+def _rendered(lab: Lab, store: Store) -> Rendered:
+    """The layer that the lab stands on, as it would be rendered today."""
     blueprint = resolve(lab, UpRequest(lab=lab.name))
     secrets = ensure_secrets(lab.folder / "secrets.yaml", blueprint.services)
     renderer = Renderer(
@@ -179,8 +194,7 @@ def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:
         ssh_options(lab),
         images_at_hand(store, blueprint),
     )
-    layer = blueprint.target
-    return {f"layer {layer} checks": renderer.layer(layer).applied_key}
+    return renderer.layer(blueprint.target)
 
 
 def _image_of(lab: Lab, store: Store, blueprint: Blueprint) -> Image:

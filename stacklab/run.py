@@ -52,16 +52,15 @@ def run_playbook(lab: Lab, folder: Path) -> None:
         )
         runner.config.command = [*BOUND_TREE, *runner.config.command]
         runner.run()
+    if runner.status == "successful":  # whatever failed was ignored or rescued
+        return
     if recorder.failure:
         raise recorder.failure
     if runner.status == "canceled":
         raise Interrupted("interrupted")
-    if runner.status != "successful":
-        output = Path(runner.config.artifact_dir, "stdout")
-        tail = output.read_text(errors="replace").splitlines()[-TAIL_LINES:] if output.exists() else []
-        raise StepFailed(
-            f"the playbook of {folder.name} failed", detail="\n".join(tail), hint=f"less {output}"
-        )
+    output = Path(runner.config.artifact_dir, "stdout")
+    tail = output.read_text(errors="replace").splitlines()[-TAIL_LINES:] if output.exists() else []
+    raise StepFailed(f"the playbook of {folder.name} failed", detail="\n".join(tail), hint=f"less {output}")
 
 
 def _environment(lab: Lab) -> dict[str, str]:
@@ -132,18 +131,20 @@ def _followed(lab: Lab, recorder: "_Recorder") -> Iterator[None]:
 
 
 class _Recorder:
-    """Turns Ansible's events, and those of the steps on the nodes, into the journal's.
-
-    Keeps the first failure.
-    """
+    """Turns Ansible's events, and those of the steps on the nodes, into the journal's."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._journal = lab.journal
-        self._running: dict[tuple[str, str], int] = {}
-        self._ended: set[tuple[str, str]] = set()
+        self._started: dict[tuple[str, str], int] = {}
+        self._ended: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
-        self.failure: StepFailed | None = None
+        self._failures: dict[str, StepFailed] = {}
+
+    @property
+    def failure(self) -> StepFailed | None:
+        """Why the first node that failed did; what came before that on the node was rescued."""
+        return next(iter(self._failures.values()), None)
 
     def read_steps(self, node: str, lines: IO[str]) -> None:
         """Record each line, a JSON object, that a node writes when the state of a step changes."""
@@ -172,7 +173,8 @@ class _Recorder:
                 self._journal.record(
                     "stacklab.task.failed", node, task=task, error=failure.message, detail=failure.detail
                 )
-                self.failure = self.failure or failure
+                if not data.get("ignore_errors"):
+                    self._failures[node] = failure
         return False
 
     def _record_steps(self, node: str, result: dict[str, Any]) -> None:
@@ -180,22 +182,25 @@ class _Recorder:
             self._record_step(node, step)
 
     def _record_step(self, node: str, step: dict[str, Any]) -> None:
-        """Record a change of a step's state, once, whether the node told it or the task's result."""
-        which = (node, step["id"])
+        """Record a change of a step's state, once, whether the node told it or the task's result.
+
+        Units that passed may fail all the same: the node looks at them again at the end.
+        """
+        which, state = (node, step["id"]), step["state"]
         with self._lock:
-            if which in self._ended:
+            if which in self._ended and (self._ended[which], state) != ("passed", "failed"):
                 return
-            if step["state"] == "started":
-                self._running[which] = self._journal.record(STEP_STARTED, node, name=step["id"]).id
-            elif step["state"] in ("passed", "failed"):
-                self._ended.add(which)
+            if state == "started":
+                self._started[which] = self._journal.record(STEP_STARTED, node, name=step["id"]).id
+            elif state in ("passed", "failed"):
+                self._ended[which] = state
                 self._journal.record(
-                    STEP_PASSED if step["state"] == "passed" else STEP_FAILED,
+                    STEP_PASSED if state == "passed" else STEP_FAILED,
                     node,
                     name=step["id"],
-                    step=self._running.pop(which, 0),
+                    step=self._started.get(which, 0),
                     seconds=round(step["end"] - step["start"], 3),
-                    **({"error": step.get("output", "")} if step["state"] == "failed" else {}),
+                    **({"error": step.get("output", "")} if state == "failed" else {}),
                 )
 
 

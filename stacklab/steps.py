@@ -1,12 +1,13 @@
 """The steps that bring services up on a node, as a graph: each waits for just what it needs.
 
-    S/database        its databases and their user                      needs mariadb
-    S/sync.NAME       its schema, in order                              needs S/database
-    S/init.NAME       its first data, in order                          needs its schema, and what it requires
-    to be ready S/ROLE            its systemd units for a role of the node run, restarted where their files
-    changed S/ROLE.ready      their ports accept identity          users, services and endpoints of a layer
-    needs keystone to be ready S/resources       what it has made through the APIs                 needs S and
-    what it uses to be ready S/final.NAME      what can only be done when all runs, on all nodes
+    S/database      its databases and their user                needs mariadb
+    S/sync.NAME     its schema, in order                        needs S/database
+    S/init.NAME     its first data, in order                    needs its schema, and what it requires ready
+    S/ROLE          its systemd units for a role of the node run, restarted where their files changed
+    S/ROLE.ready    their ports accept
+    identity        users, services and endpoints of a layer    needs keystone ready
+    S/resources     what it has made through the APIs           needs S, and what it uses, ready
+    S/final.NAME    what can only be done when all runs, on all nodes
 
 A step that has a stamp is not run again while its stamp, the hash of what went into it, stays the same.
 """

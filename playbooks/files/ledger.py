@@ -38,7 +38,6 @@ LINKS = Path("/etc/systemd/system")
 TREES = ("/etc", "/var", "/srv", "/opt")
 DEPTH = 3
 TAIL = 40
-LISTS_SECONDS = 3600.0
 
 
 class Trouble(Exception):

@@ -60,8 +60,7 @@ EXAMPLES = r"""
 RETURN = r"""
 steps:
   description: "For each step: id, state (passed, failed, skipped, not-run), and when it ran start, end
-  (seconds
-    since 1970), output (what the person should see: why it failed, then the last lines)."
+    (seconds since 1970), output (what the person should see: why it failed, then the last lines)."
   type: list
   returned: always
 """
@@ -199,9 +198,12 @@ class Processes:
         self._running: set[int] = set()
         self.stopped = False
 
-    def run(self, argv: Sequence[str], user: str, stdin: str, timeout: float, output: IO[bytes]) -> int:
+    def run(
+        self, command: str | Sequence[str], user: str, stdin: str, timeout: float, output: IO[bytes]
+    ) -> int:
         """Run to the end; output goes to the file `output`, so that a daemon left behind cannot hold us up.
 
+        command: shell text, which ends at its first failing command, or a list of words.
         Returns the exit code. Raises StepError when the command cannot be started, takes longer than
         `timeout` seconds, or is stopped.
         """
@@ -217,11 +219,14 @@ class Processes:
         if account:
             environment |= {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
             switch = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
-        with self._in_memory(stdin) as source:
+        script = command if isinstance(command, str) else ""
+        with self._in_memory(stdin) as source, self._in_memory(script) as text:
+            argv = ["/bin/sh", "-e", f"/proc/self/fd/{text}"] if script else list(command)
             try:
                 process = subprocess.Popen(
                     argv,
                     stdin=source,
+                    pass_fds=[text] if script else [],
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=environment,
@@ -269,15 +274,15 @@ class Processes:
 
     @staticmethod
     @contextlib.contextmanager
-    def _in_memory(text: str) -> Iterator[IO[bytes] | int]:
+    def _in_memory(text: str) -> Iterator[int]:
         """A file to read `text` from. Passwords come this way: never on a disk, nor in `ps`."""
         if not text:
             yield subprocess.DEVNULL
             return
-        with os.fdopen(os.memfd_create("stdin"), "w+b") as file:
+        with os.fdopen(os.memfd_create("text"), "w+b") as file:
             file.write(text.encode())
             file.seek(0)
-            yield file
+            yield file.fileno()
 
 
 @dataclass(frozen=True)
@@ -561,14 +566,13 @@ class Walk:
         return all(state.runs and state.file != "disabled" for state in states)
 
     def _run_command(self, step: Step, _known: bool) -> str:
-        argv = ["/bin/sh", "-ec", step.run] if isinstance(step.run, str) else list(step.run)
         with self._log(step) as (log, path):
             try:
                 code = 0
                 if step.undo and step.whole in self._half_made:
-                    code = self.processes.run(["/bin/sh", "-ec", step.undo], "root", "", step.timeout, log)
+                    code = self.processes.run(step.undo, "root", "", step.timeout, log)
                 if not code:
-                    code = self.processes.run(argv, step.user, step.stdin, step.timeout, log)
+                    code = self.processes.run(step.run, step.user, step.stdin, step.timeout, log)
             except StepError as error:
                 raise StepError(_lines(str(error), tail(path, OUTPUT_LINES))) from None
             said = tail(path, OUTPUT_LINES)

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Checking, Unmet, ask
@@ -29,11 +30,22 @@ def check_command(cloud: Cloud, service: Service, name: str, text: str) -> Check
             raise Unmet(
                 f"`{text.strip().splitlines()[0]}` in {service.file} {failure_in(error)[1]}"
             ) from None
-        argv = cloud.lab.enter_command(["sh", "-c", command])
         shown = masked(command.strip().splitlines()[0], cloud.renderer.secrets)
-        run_command(argv, cloud.lab.client_environment(os.environ), name=shown, stopping=cloud.stopping)
+        environment = cloud.lab.client_environment(os.environ)
+        with _in_memory(command) as script:
+            argv = cloud.lab.enter_command(["sh", f"/proc/self/fd/{script}"])
+            run_command(argv, environment, name=shown, stopping=cloud.stopping, keep=[script])
 
     yield ask(service.name, name, run)
+
+
+@contextmanager
+def _in_memory(text: str) -> Iterator[int]:
+    """The descriptor of a file with `text`, which may hold passwords: not on a disk, nor in `ps`."""
+    with os.fdopen(os.memfd_create("check"), "w+") as file:
+        file.write(text)
+        file.flush()
+        yield file.fileno()
 
 
 def run_command(
@@ -43,14 +55,17 @@ def run_command(
     name: str,
     stopping: threading.Event,
     seconds: float = COMMAND_SECONDS,
+    keep: Sequence[int] = (),
 ) -> str:
     """Run a command and return its output; it is ended, with all that it started, when it takes too long.
 
-    name: what to call it. Raises Unmet with the end of its output, Interrupted when `stopping` is set.
+    name: what to call it. keep: open descriptors that it is to have, too. Raises Unmet with the end of its
+    output, Interrupted when `stopping` is set.
     """
     process = subprocess.Popen(
         [*BOUND, *argv],
         env=environment,
+        pass_fds=keep,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

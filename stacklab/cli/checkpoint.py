@@ -1,11 +1,12 @@
 """`stacklab checkpoint`: points in time of a lab, by name."""
 
+import sys
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
+from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, Yes, examples
 from stacklab.cli.progress import progress
 from stacklab.cli.screen import print_json, print_table
 from stacklab.home import Home
@@ -47,15 +48,22 @@ def save(
 
 @app.command("restore")
 def restore(
-    name: Name, lab: LabOption = "default", output: OutputOption = Output.TABLE, verbose: Verbose = False
+    name: Name,
+    lab: LabOption = "default",
+    yes: Yes = False,
+    output: OutputOption = Output.TABLE,
+    verbose: Verbose = False,
 ) -> None:
-    """Put the lab back; what came after the checkpoint is gone."""
+    """Put the lab back; what came after the checkpoint is gone. On a terminal it asks."""
     from stacklab import checkpoint
     from stacklab.lab import Lab
 
     home = Home.from_environment()
+    restored = Lab.open(home, lab)
+    if not yes and sys.stdin.isatty():  # scripts say what they mean
+        typer.confirm(f"Put lab {lab} back on {name}? What came after that is gone.", abort=True)
     with progress(home, output, verbose=verbose) as screen:
-        checkpoint.restore_checkpoint(Lab.open(home, lab), name, screen)
+        checkpoint.restore_checkpoint(restored, name, screen)
     if output is Output.TABLE:
         typer.echo(f"Lab {lab} is as it was at {name}.")
 

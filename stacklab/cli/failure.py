@@ -36,9 +36,10 @@ def translate(error: BaseException, *, again: str, verbose: bool) -> StacklabErr
     if isinstance(error, PermissionError) and os.geteuid() != 0:
         return HostUnfit(f"only root may do this{_of(error)}", hint=f"sudo {again}")
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        ours = "STACKLAB_STATE and STACKLAB_CACHE name the folders that stacklab writes to"
         return StacklabError(
             f"{error.filename} cannot be used: {error.strerror}",
-            hint="STACKLAB_STATE and STACKLAB_CACHE name the folders that stacklab writes to",
+            hint=ours if _is_ours(Path(str(error.filename))) else "",
         )
     return _unexpected(error, again=again, verbose=verbose)
 
@@ -102,6 +103,12 @@ def _write_traceback(text: str) -> Path:
             stream.write(text)
         return Path(file)
     return Path(os.devnull)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a path is in one of stacklab's own folders, or on the way to one."""
+    home = Home.from_environment()
+    return any(path.is_relative_to(own) or own.is_relative_to(path) for own in (home.state, home.cache))
 
 
 def _of(error: OSError) -> str:

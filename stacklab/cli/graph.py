@@ -25,7 +25,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="What to write the graph as.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="What to write the graph as.")]
 
 
 def graph(

@@ -36,22 +36,21 @@ def list_(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None
 
     home = Home.from_environment()
     store = store_of(home)
-    needed = users(home, store)
-    images: list[dict[str, Any]] = []
-    for image in store.all():
-        own = store.size(image)
-        shared = sum(store.size(below) for below in store.chain(image)[1:])
-        images.append(
-            {
-                "name": image.name,
-                "kind": image.kind,
-                "title": image.title,
-                "own_bytes": own,
-                "shared_bytes": shared,
-                "built": image.built,
-                "used_by": needed[image.name],
-            }
-        )
+    with store.kept():  # so that none goes meanwhile; one may come
+        needed, found = users(home, store), store.all()
+        sizes = {image.name: store.size(image) for image in found}
+    images: list[dict[str, Any]] = [
+        {
+            "name": image.name,
+            "kind": image.kind,
+            "title": image.title,
+            "own_bytes": sizes[image.name],
+            "shared_bytes": sum(sizes.get(name, 0) for name in image.stands_on),
+            "built": image.built,
+            "used_by": needed.get(image.name, []),
+        }
+        for image in found
+    ]
     if output is Output.JSON:
         print_json(images)
         return
@@ -130,7 +129,7 @@ def verify(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> Non
 @app.command("export")
 def export(
     name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The file to write.")],
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
 ) -> None:

@@ -18,7 +18,8 @@ EXAMPLES = examples(
 
 def lock(
     file: Annotated[
-        Path, typer.Argument(metavar="[FILE]", help="Where to write them.", show_default=True)
+        Path,
+        typer.Argument(metavar="[FILE]", dir_okay=False, help="Where to write them.", show_default=True),
     ] = Path("versions.yaml"),
     lab: LabOption = "default",
     output: OutputOption = Output.TABLE,

@@ -5,75 +5,33 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
-from stacklab.cli.request import (
-    Computes,
-    Layer,
-    Locked,
-    NodeKindOption,
-    Offline,
-    Profile,
-    Release,
-    SearchPath,
-    Topology,
-    With,
-    Without,
-    service_names,
-    up_command,
-)
+from stacklab.cli.options import Output, OutputOption, Verbose, examples
+from stacklab.cli.request import requesting, up_command
 from stacklab.cli.screen import print_json
 from stacklab.home import Home
 
 if TYPE_CHECKING:
+    from stacklab.blueprint import UpRequest
     from stacklab.plan import Plan
 
 EXAMPLES = examples(
     "stacklab plan --layer 1",
     "stacklab plan --layer 1 --profile starter-kit --with memcached",
-    "stacklab plan --output json | jq .steps",
+    "stacklab plan --output json | jq '.layers[].steps'",
 )
 
 
 _SIGNS = {"add": "+", "change": "~", "remove": "-"}
 
 
-def plan(
-    layer: Layer = None,
-    lab: LabOption = "default",
-    profile: Profile = None,
-    release: Release = None,
-    topology: Topology = None,
-    computes: Computes = None,
-    node_kind: NodeKindOption = None,
-    with_services: With = None,
-    without_services: Without = None,
-    path: SearchPath = None,
-    locked: Locked = None,
-    offline: Offline = False,
-    output: OutputOption = Output.TABLE,
-    verbose: Verbose = False,
-) -> None:
+@requesting
+def plan(request: "UpRequest", output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
     """Show what `up` would do.
 
     Steps, files with their differences (of new ones, too, with -v) and what is cached. Nothing is touched.
     """
-    from stacklab.blueprint import UpRequest
     from stacklab.plan import make_plan
 
-    request = UpRequest(
-        lab=lab,
-        layer=layer,
-        profile=profile,
-        release=release,
-        topology=topology,
-        computes=computes,
-        node_kind=node_kind,
-        with_services=service_names(with_services),
-        without_services=service_names(without_services),
-        path=tuple(path or ()),
-        locked=locked,
-        offline=offline,
-    )
     planned = make_plan(Home.from_environment(), request)
     if output is Output.JSON:
         print_json(planned)

@@ -141,8 +141,6 @@ class Board:
         elif kind == "step.started":
             self.running[event.id] = Running(name, _subject(event), self.clock())
             self._not_to_come(name)
-        elif kind == "step.skipped":
-            self._not_to_come(name)
         elif kind in ("step.passed", "step.failed", "step.interrupted"):
             self.running.pop(int(event.data.get("step", 0)), None)
             if kind == "step.passed":
@@ -277,8 +275,6 @@ class Terminal:
         seconds = event.data.get("seconds")
         if seconds is not None:
             line.append(f"  {seconds_text(float(seconds))}", style="dim")
-        elif kind == "step.skipped":
-            line.append("  done before", style="dim")
         if kind in ("step.failed", "check.failed") and event.data.get("error"):
             line.append(f"  {_last_line(event.data['error'])}", style="red")
         return line
@@ -312,7 +308,6 @@ _SIGNS: Mapping[str, tuple[str, str]] = {
     "step.passed": ("✓", "green"),
     "step.failed": ("✗", "bold red"),
     "step.interrupted": ("■", "yellow"),
-    "step.skipped": ("✓", "dim"),
     "check.passed": ("✓", "green"),
     "check.failed": ("✗", "bold red"),
     "check.skipped": ("-", "dim"),
@@ -333,7 +328,7 @@ def describe(event: Event, *, verbose: bool = False) -> str:
     about, _, what = kind.rpartition(".")
     title = title_of(event)
     words = title if about in ("step", "check", "task") and title else f"{about} {title}".strip()
-    result = {"started": "...", "skipped": "done before" if about == "step" else "skipped"}.get(what, what)
+    result = "..." if what == "started" else what
     seconds: Any = event.data.get("seconds")
     if seconds is not None:
         result += f" {'in' if what == 'passed' else 'after'} {seconds_text(float(seconds))}"

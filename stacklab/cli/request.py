@@ -1,13 +1,17 @@
 """The options by which `up` and `plan` say what is to be built, and the command line that says the same."""
 
 import shlex
+from collections.abc import Callable
+from dataclasses import fields
 from enum import StrEnum
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stacklab.cli.options import complete_service
+from stacklab.cli.options import LabOption, complete_service
 
 if TYPE_CHECKING:
     from stacklab.blueprint import UpRequest
@@ -73,7 +77,12 @@ AcceptHostKeys = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Build from the cache alone.")]
 Locked = Annotated[
     Path | None,
-    typer.Option("--locked", metavar="FILE", help="Build the very versions that `stacklab lock` wrote."),
+    typer.Option(
+        "--locked",
+        metavar="FILE",
+        dir_okay=False,
+        help="Build the very versions that `stacklab lock` wrote.",
+    ),
 ]
 
 
@@ -83,23 +92,62 @@ def service_names(options: list[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
+def _request(
+    layer: Layer = None,
+    lab: LabOption = "default",
+    profile: Profile = None,
+    release: Release = None,
+    topology: Topology = None,
+    computes: Computes = None,
+    node_kind: NodeKindOption = None,
+    with_services: With = None,
+    without_services: Without = None,
+    path: SearchPath = None,
+    locked: Locked = None,
+    offline: Offline = False,
+) -> "UpRequest":
+    from stacklab.blueprint import UpRequest
+
+    return UpRequest(
+        lab=lab,
+        layer=layer,
+        profile=profile,
+        release=release,
+        topology=topology,
+        computes=computes,
+        node_kind=node_kind,
+        with_services=service_names(with_services),
+        without_services=service_names(without_services),
+        path=tuple(path or ()),
+        locked=locked,
+        offline=offline,
+    )
+
+
+def requesting(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that is handed what these options ask for, as a request, in front of its own options."""
+    asked = signature(_request).parameters
+    parameters = [*asked.values(), *list(signature(verb).parameters.values())[1:]]
+
+    @wraps(verb)
+    def command(**options: Any) -> None:
+        request = _request(**{name: options.pop(name) for name in asked})
+        verb(request, **options)
+
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
 def up_command(request: "UpRequest") -> str:
     """The command line of `stacklab up` that asks for the same."""
-    single = {
-        "--layer": request.layer,
-        "--lab": None if request.lab == "default" else request.lab,
-        "--profile": request.profile,
-        "--release": request.release,
-        "--topology": request.topology,
-        "--node-kind": request.node_kind,
-        "--locked": request.locked,
-    }
-    several = {
-        "--with": request.with_services,
-        "--without": request.without_services,
-        "--path": request.path,
-    }
     words = ["stacklab", "up"]
-    words += [word for name, value in single.items() if value is not None for word in (name, str(value))]
-    words += [word for name, values in several.items() for value in values for word in (name, str(value))]
-    return shlex.join([*words, *(["--offline"] if request.offline else [])])
+    for asked in fields(request):
+        option = f"--{asked.name.removesuffix('_services').replace('_', '-')}"
+        value = getattr(request, asked.name)
+        if value is True:
+            words.append(option)
+        elif value != asked.default:
+            several = value if isinstance(value, tuple) else (value,)
+            words += [word for each in several for word in (option, str(each))]
+    return shlex.join(words)

@@ -31,7 +31,7 @@ def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verb
     running, trouble = _placement(seen) if state.running else ({}, "")
     if output is Output.JSON:
         last = newest.cloudevent() if newest else None
-        print_json(summary(state) | {"units": running, "last_event": last})
+        print_json(summary(state) | {"units": running, "trouble": trouble, "last_event": last})
         return
     settings = state.settings
     typer.echo(f"lab       {state.name}, {'on' if state.running else 'off'}")

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from stacklab.cli.options import LabOption, Verbose, examples
+from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
+from stacklab.cli.screen import print_json
 from stacklab.home import Home
 
 EXAMPLES = examples(
@@ -17,9 +18,11 @@ EXAMPLES = examples(
 
 def tempest(
     file: Annotated[
-        Path, typer.Argument(metavar="[FILE]", help="Where to write it.", show_default=True)
+        Path,
+        typer.Argument(metavar="[FILE]", dir_okay=False, help="Where to write it.", show_default=True),
     ] = Path("etc/tempest.conf"),
     lab: LabOption = "default",
+    output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
 ) -> None:
     """Write Tempest's configuration for a lab, which must run, into a file.
@@ -33,4 +36,7 @@ def tempest(
     whole = file.absolute()
     workspace = whole.parent.parent if whole.parent.name == "etc" else whole.parent
     write_atomically(file, tempest_conf(Lab.open(Home.from_environment(), lab), workspace), mode=0o600)
-    typer.echo(f"{file}: how Tempest tests lab {lab}.")
+    if output is Output.JSON:
+        print_json({"file": file, "lab": lab})
+    else:
+        typer.echo(f"{file}: how Tempest tests lab {lab}.")

@@ -1,27 +1,18 @@
 """`stacklab up`: build a cloud, or climb a layer."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from stacklab.cli.host_keys import asking
-from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
+from stacklab.cli.options import Output, OutputOption, Verbose, examples
 from stacklab.cli.progress import progress
-from stacklab.cli.request import (
-    AcceptHostKeys,
-    Computes,
-    Layer,
-    Locked,
-    NodeKindOption,
-    Offline,
-    Profile,
-    Release,
-    SearchPath,
-    Topology,
-    With,
-    Without,
-    service_names,
-)
+from stacklab.cli.request import AcceptHostKeys, requesting
 from stacklab.cli.screen import seconds_text
 from stacklab.home import Home
+
+if TYPE_CHECKING:
+    from stacklab.blueprint import UpRequest
 
 EXAMPLES = examples(
     "stacklab up --layer 1",
@@ -33,19 +24,9 @@ EXAMPLES = examples(
 )
 
 
+@requesting
 def up(
-    layer: Layer = None,
-    lab: LabOption = "default",
-    profile: Profile = None,
-    release: Release = None,
-    topology: Topology = None,
-    computes: Computes = None,
-    node_kind: NodeKindOption = None,
-    with_services: With = None,
-    without_services: Without = None,
-    path: SearchPath = None,
-    locked: Locked = None,
-    offline: Offline = False,
+    request: "UpRequest",
     accept_host_keys: AcceptHostKeys = False,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
@@ -54,29 +35,14 @@ def up(
 
     It goes on where the last `up` stopped; a cloud that is healthy is only looked at.
     """
-    from stacklab.blueprint import UpRequest
     from stacklab.climb import up as climb
 
     home = Home.from_environment()
-    request = UpRequest(
-        lab=lab,
-        layer=layer,
-        profile=profile,
-        release=release,
-        topology=topology,
-        computes=computes,
-        node_kind=node_kind,
-        with_services=service_names(with_services),
-        without_services=service_names(without_services),
-        path=tuple(path or ()),
-        locked=locked,
-        offline=offline,
-    )
     with progress(home, output, verbose=verbose) as screen:
         done = climb(home, request, screen, asking(screen, always=accept_host_keys))
     if output is Output.JSON:
         return
-    what = "is up" if done.changed else "was up already"
+    lab, what = request.lab, "is up" if done.changed else "was up already"
     typer.echo(f"\nLab {lab} {what} on layer {done.layer}, after {seconds_text(done.seconds)}. Now try:\n")
     for line in what_next(lab):
         typer.echo(f"  {line}")

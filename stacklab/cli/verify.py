@@ -15,7 +15,7 @@ EXAMPLES = examples("stacklab verify", "stacklab verify --lab blue --junit resul
 def verify(
     lab: LabOption = "default",
     junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML, too.")
+        Path | None, typer.Option("--junit", metavar="FILE", dir_okay=False, help="Write JUnit XML, too.")
     ] = None,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,

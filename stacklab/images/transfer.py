@@ -5,9 +5,12 @@ import checks every file against it before the image takes its place in the stor
 """
 
 import json
+import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
@@ -22,25 +25,41 @@ _TAR = ("tar", "--acls", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-
 def export_image(store: Store, image: Image, file: Path) -> list[Image]:
     """Write an image, with all that a lab on it needs, into one file; returns what went in.
 
-    Raises StepFailed when it cannot be written; no half file is left.
+    It holds passwords: only its owner may read it. Raises StepFailed when it cannot be written; no half file
+    is left.
     """
-    images = [*store.chain(image), *store.all("guest")[:1]]
-    for each in images:
-        if not (each.folder / SEALED).exists():
-            seal(each.folder)
-    pending = file.with_name(f".{file.name}.part")
-    names = [each.name for each in images]
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # of mode 0600
+    except OSError as error:
+        raise StepFailed(f"{file} could not be written", detail=str(error)) from error
+    pending = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream, store.kept():
+            images = [*store.chain(image), *store.all("guest")[:1]]
+            _pack(store, images, file, stream)
+        pending.rename(file)
+    finally:
+        pending.unlink(missing_ok=True)
+    return images
+
+
+def _pack(store: Store, images: Sequence[Image], file: Path, stream: IO[bytes]) -> None:
+    for image in images:
+        if not (image.folder / SEALED).exists():
+            seal(image.folder)
+    names = [image.name for image in images]
     with tempfile.TemporaryDirectory(prefix="stacklab-") as folder:
         (Path(folder) / CONTENTS).write_text(json.dumps(names))
         inside = [f"--directory={folder}", CONTENTS, f"--directory={store.folder}", *names]
         done = subprocess.run(
-            [*_TAR, "--create", f"--file={pending}", *inside], capture_output=True, text=True, check=False
+            [*_TAR, "--create", "--file=-", *inside],
+            stdout=stream,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     if done.returncode != 0:
-        pending.unlink(missing_ok=True)
         raise StepFailed(f"{file} could not be written", detail=done.stderr[-2000:])
-    pending.rename(file)
-    return images
 
 
 def import_images(store: Store, file: Path) -> list[str]:

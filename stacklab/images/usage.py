@@ -43,8 +43,12 @@ def images_of(lab: Lab, store: Store) -> set[str]:
 
 
 def remove_unused(home: Home, store: Store, image: Image) -> None:
-    """Remove an image. Raises UsageError, with who needs it, when something stands on it."""
+    """Remove an image.
+
+    Raises UsageError, with who needs it, when something stands on it, or when somebody else has removed it.
+    """
     with store.cleared():
+        image = store.get(image.name)
         needed = users(home, store)[image.name]
         if needed:
             raise UsageError(f"{image.name} is needed", detail="\n".join(needed))

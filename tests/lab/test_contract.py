@@ -96,7 +96,7 @@ def bench(request: pytest.FixtureRequest, program: Program) -> Iterator[Bench]:
     try:
         lab.namespace.start()
         ensure_keys(lab, (NODE,))
-        folders = store.lower(image, NODE.name)
+        folders = [each.tree_of(NODE.name) for each in store.chain(image)]
         assert lab.provider.state(NODE) is NodeState.ABSENT
         lab.provider.create(NODE, folders, identity_files(lab, NODE))
         yield Bench(lab, store, downloads, before)

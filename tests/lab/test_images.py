@@ -386,7 +386,7 @@ def expected(plain: TestLab) -> str:
 
 def data_of(image: Image, store: Store) -> str:
     """The digest of the lab's data in an image, or in the one below it that they were written in."""
-    folders = (tree / DATA.lstrip("/") for tree in store.lower(image, "controller"))
+    folders = (each.tree_of("controller") / DATA.lstrip("/") for each in store.chain(image))
     folder = next(folder for folder in folders if folder.is_dir())
     argv = ["sh", "-c", DIGEST.replace(DATA, str(folder))]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout

@@ -5,12 +5,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import cast, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +19,8 @@ import pytest
 from stacklab.check import units
 from stacklab.check.agents import Agent, wanted_agents
 from stacklab.check.api import Api, request
-from stacklab.check.commands import run_command
+from stacklab.check.cloud import Cloud
+from stacklab.check.commands import check_command, run_command
 from stacklab.check.health import answers, ask_all, concerned_service
 from stacklab.check.junit import write_junit
 from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
@@ -272,6 +274,28 @@ def test_a_command_ends_when_the_checks_do() -> None:
     stopping.set()
     with pytest.raises(Interrupted):
         command("sleep 60", stopping=stopping)
+
+
+class ThisMachine:
+    """A lab whose network is this machine's: its commands are run as they are."""
+
+    def enter_command(self, argv: Sequence[str]) -> list[str]:
+        return list(argv)
+
+    def client_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        return dict(environment)
+
+
+def test_the_passwords_in_the_command_of_a_check_are_not_in_the_list_of_processes(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    service = Catalog.load().service("keystone")
+    renderer = SimpleNamespace(secrets={}, text=lambda text: text.replace("{{ password }}", "pass1234"))
+    cloud = SimpleNamespace(lab=ThisMachine(), renderer=renderer, stopping=threading.Event())
+    text = f"tr '\\0' ' ' < /proc/$$/cmdline > {seen}; : {{{{ password }}}}"
+    (result,) = check_command(cast(Cloud, cloud), service, "greets", text)
+    assert result.state is CheckState.PASSED
+    assert seen.read_text().startswith("sh ")
+    assert "pass1234" not in seen.read_text()
 
 
 # Agents

@@ -1,12 +1,15 @@
 """The command line: what is typed, what is printed where, and the exit code. No lab is built here."""
 
+import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,13 +21,15 @@ from stacklab import errors
 from stacklab.blueprint import UpRequest, resolve
 from stacklab.cli.enter import become
 from stacklab.cli.events import since
+from stacklab.cli.failure import translate
 from stacklab.cli.logs import units_of
 from stacklab.cli.main import Stacklab, app, stacklab
 from stacklab.cli.options import Verbose
 from stacklab.cli.plan import lines
-from stacklab.cli.request import up_command
+from stacklab.cli.request import requesting, up_command
 from stacklab.cli.screen import print_table
 from stacklab.home import Home
+from stacklab.images import usage
 from stacklab.images.store import Store
 from stacklab.lab import Lab, LabSettings
 from stacklab.plan import Plan, PlannedFile, PlannedImage, PlannedLayer
@@ -72,6 +77,17 @@ def test_each_verb_has_help_with_examples(verb: str) -> None:
     assert result.exit_code == 0
     assert "Examples:" in result.output
     assert result.output.count(f" stacklab {verb}") >= 2
+
+
+def test_a_short_option_means_the_same_with_every_verb() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, Stacklab)
+    meanings: dict[str, set[str]] = {}
+    for verb in VERBS:
+        for parameter in group.commands[verb].params:
+            for short in (option for option in parameter.opts if len(option) == 2):
+                meanings.setdefault(short, set()).update({*parameter.opts} - {short})
+    assert {short: long for short, long in meanings.items() if len(long) > 1} == {}
 
 
 def test_the_verbs_of_the_issue_are_there() -> None:
@@ -419,17 +435,23 @@ def test_a_plan_ends_with_the_command_that_does_the_same() -> None:
         "blue",
         2,
         profile="starter-kit",
+        computes=2,
         with_services=("hello", "motd"),
         path=(Path("/srv/my clouds"),),
         locked=Path("versions.yaml"),
         offline=True,
     )
     command = (
-        "stacklab up --layer 2 --lab blue --profile starter-kit --locked versions.yaml"
-        " --with hello --with motd --path '/srv/my clouds' --offline"
+        "stacklab up --lab blue --layer 2 --profile starter-kit --computes 2"
+        " --with hello --with motd --offline --path '/srv/my clouds' --locked versions.yaml"
     )
     assert up_command(request) == command
     assert up_command(UpRequest()) == "stacklab up"
+    asked: list[UpRequest] = []
+    program = typer.Typer()
+    program.command()(requesting(asked.append))
+    runner.invoke(program, shlex.split(command)[2:], catch_exceptions=False)
+    assert asked == [request]
     layer = PlannedLayer(1, ("keystone",), (), ())
     assert list(lines(Plan("blue", 1, (), (), (layer,)), command))[-1].endswith(f": {command}")
 
@@ -444,23 +466,34 @@ def test_destroy_without_a_terminal_needs_yes(lab: Lab) -> None:
     assert lab.exists
 
 
-def test_destroy_on_a_terminal_asks(lab: Lab) -> None:
+def answered(arguments: str, word: bytes = b"") -> int:
+    """The exit code of a verb on a terminal; its question, if it is to have one, is answered."""
     import pty
 
-    def answer(word: bytes) -> int:
-        pid, terminal = pty.fork()
-        if pid == 0:
-            os.execv(sys.executable, [sys.executable, "-m", "stacklab", "destroy", "--lab", "blue"])
-        seen = b""
-        while b"?" not in seen:
-            seen += os.read(terminal, 1000)
-        os.write(terminal, word)
-        status = os.waitpid(pid, 0)[1]
-        os.close(terminal)
-        return os.waitstatus_to_exitcode(status)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "stacklab", *arguments.split(), "--lab", "blue"])
+    seen = b""
+    while word and b"?" not in seen:
+        seen += os.read(terminal, 1000)
+    os.write(terminal, word)
+    status = os.waitpid(pid, 0)[1]
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status)
 
-    assert answer(b"n\n") == 1
+
+def test_destroy_on_a_terminal_asks(lab: Lab) -> None:
+    assert answered("destroy", b"n\n") == 1
     assert lab.exists
+
+
+@pytest.mark.parametrize("verb", ["down --to 2", "checkpoint restore nothing"])
+def test_what_gives_data_up_asks_on_a_terminal_and_nowhere_else(verb: str, lab: Lab) -> None:
+    assert answered(verb, b"n\n") == 1
+    refused = 2  # there is no such layer, and no such checkpoint: it has gone to work
+    assert answered(verb, b"y\n") == refused
+    assert answered(f"{verb} --yes") == refused
+    assert runner.invoke(app, [*verb.split(), "--lab", "blue"]).exit_code == refused
 
 
 # Into the lab
@@ -558,6 +591,14 @@ def test_status_and_logs_need_no_files_of_services(orphan: Lab) -> None:
     assert units_of(orphan, "motd", "") == ("controller", ["motd", "motd-timer"])
 
 
+def test_why_units_are_missing_is_told_to_programs_too(orphan: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = replace(orphan.status(), running=True)
+    monkeypatch.setattr(Lab, "status", lambda _: state)
+    document = json.loads(runner.invoke(app, ["status", "--lab", "blue", "-o", "json"]).stdout)
+    assert document["units"] == {}
+    assert "the service 'motd', which cannot be found" in document["trouble"]
+
+
 # What stacklab knows of a lab is damaged
 
 
@@ -616,6 +657,25 @@ def test_a_folder_that_cannot_be_written_is_no_fault_of_stacklab(
     result = runner.invoke(app, ["up", "--layer", "1"])
     assert result.exit_code == 1
     assert "cannot be used: Not a directory" in result.stderr
+    assert "STACKLAB_STATE and STACKLAB_CACHE name the folders" in result.stderr
+
+
+def test_only_for_a_folder_of_stacklabs_own_the_variables_that_name_them_are_told(home: Home) -> None:
+    refused = [
+        IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+        for path in (home.cache / "images", home.state.parent, "/root/versions.yaml")
+    ]
+    hints = [translate(error, again="", verbose=False).hint for error in refused]
+    assert [bool(hint) for hint in hints] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "verb", ["verify --junit .", "lock .", "tempest .", "images export layer-1 .", "up --locked ."]
+)
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_work(verb: str, lab: Lab) -> None:
+    result = runner.invoke(app, verb.split(), env={"STACKLAB_LAB": "blue"})
+    assert result.exit_code == 2
+    assert "is a directory" in result.stderr
 
 
 # Programs that read, and the tab key
@@ -626,6 +686,35 @@ def test_what_images_are_removed_is_told_to_programs_too(home: Home, monkeypatch
     image = Store(home.cache / "images").ensure("layer", {"x": 1}, lambda folder: None)
     done = runner.invoke(app, ["images", "rm", image.name, "--output", "json"])
     assert json.loads(done.stdout) == {"image": image.name, "removed": True}
+
+
+def test_where_tempests_configuration_went_is_told_to_programs_too(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stacklab.tempest.tempest_conf", lambda *_: "[identity]\n")
+    file = str(tmp_path / "tempest.conf")
+    done = runner.invoke(app, ["tempest", file, "--lab", "blue", "--output", "json"])
+    assert json.loads(done.stdout) == {"file": file, "lab": "blue"}
+
+
+def test_images_are_listed_while_another_stacklab_adds_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stacklab.images.store.seal_in_background", lambda folder: None)
+    store = Store(home.cache / "images")
+    base, users = store.ensure("base", {"x": 1}, lambda folder: None), usage.users
+
+    def users_and_then_one_more(home: Home, store: Store) -> Mapping[str, list[str]]:
+        found = users(home, store)
+        store.ensure("layer", {"x": 2}, lambda folder: None, parent=base)
+        with pytest.raises(errors.LabBusy):
+            usage.remove_unused(home, store, base)
+        return found
+
+    monkeypatch.setattr("stacklab.images.usage.users", users_and_then_one_more)
+    listed = json.loads(runner.invoke(app, ["images", "ls", "--output", "json"]).stdout)
+    assert {each["kind"]: each["used_by"] for each in listed} == {"base": [], "layer": []}
+    assert listed[0]["shared_bytes"] == next(each["own_bytes"] for each in listed if each["kind"] == "base")
 
 
 @pytest.mark.parametrize(

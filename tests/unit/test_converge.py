@@ -171,6 +171,19 @@ class TestCommands:
     def test_standard_input_is_handed_over(self, node: Node) -> None:
         assert node.walk({"id": "a", "run": ["cat"], "stdin": "secret ä"})["a"]["output"] == "secret ä"
 
+    def test_shell_text_is_not_in_the_list_of_processes_and_leaves_standard_input_free(
+        self, node: Node
+    ) -> None:
+        step = {"id": "a", "run": "cat; tr '\\0' ' ' < /proc/$$/cmdline; : pass1234", "stdin": "given "}
+        output = node.walk(step)["a"]["output"]
+        assert output.startswith("given /bin/sh -e ")
+        assert "pass1234" not in output
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+    def test_shell_text_can_be_read_by_the_user_that_it_is_for(self, node: Node) -> None:
+        node.processes = converge.Processes()
+        assert node.walk({"id": "a", "run": "id -un", "as": "nobody"})["a"]["output"] == "nobody"
+
     def test_the_output_is_kept_whole_in_a_file_and_its_end_in_the_result(self, node: Node) -> None:
         result = node.walk({"id": "nova/sync.schema", "run": "seq 1 500; echo oops >&2; exit 3"})[
             "nova/sync.schema"

@@ -16,7 +16,7 @@ from stacklab import lock
 from stacklab.errors import LabBusy, StepFailed, UsageError
 from stacklab.home import Home
 from stacklab.images import store as store_module
-from stacklab.images import usage
+from stacklab.images import transfer, usage
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal
 from stacklab.images.store import Image, Store
 from stacklab.images.transfer import export_image, import_images
@@ -150,8 +150,18 @@ class TestStore:
         base = add(store, "base", kind="base")
         layer = store.ensure("layer", {}, with_nodes, parent=base)
         assert layer.nodes == ("controller",)
-        assert store.lower(layer, "controller") == [layer.folder / "nodes" / "controller", base.tree]
-        assert [store.name_of(tree) for tree in store.lower(layer, "controller")] == [layer.name, base.name]
+        trees = [each.tree_of("controller") for each in store.chain(layer)]
+        assert trees == [layer.folder / "nodes" / "controller", base.tree]
+        assert [store.name_of(tree) for tree in trees] == [layer.name, base.name]
+
+    def test_its_size_can_be_told_while_a_file_of_it_goes(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        du = tmp_path / "du"
+        du.write_text("#!/bin/sh\necho '4096 .'; echo 'cannot access .manifest.json.x' >&2; exit 1\n")
+        du.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        assert store.size(add(store, "one")) == 4096
 
 
 class TestDigest:
@@ -237,7 +247,8 @@ def a_lab(home: Home, name: str, image: Image | None = None, thawing: str = "") 
         store = Store(home.cache / "images")
         disk = lab.folder / "nodes" / node.name
         disk.mkdir(parents=True)
-        (disk / "lower").write_text("\n".join(map(str, store.lower(image, node.name))))
+        trees = (each.tree_of(node.name) for each in store.chain(image))
+        (disk / "lower").write_text("\n".join(map(str, trees)))
         (disk / "created").touch()
     return lab
 
@@ -259,6 +270,12 @@ class TestUsage:
             with pytest.raises(UsageError, match="is needed") as raised:
                 usage.remove_unused(home, store, image)
             assert "lab blue" in raised.value.detail
+
+    def test_what_another_has_removed_meanwhile_is_told(self, store: Store, home: Home) -> None:
+        made = add(store, "one")
+        store.remove(made)
+        with pytest.raises(UsageError, match="no image is called"):
+            usage.remove_unused(home, store, made)
 
     def test_prune_keeps_what_labs_stand_on_or_are_being_put_on(self, store: Store, home: Home) -> None:
         base = add(store, "base", kind="base")
@@ -424,6 +441,40 @@ class TestTransfer:
         assert found.title == "layer 1"
         assert (found.tree / "etc/link").readlink() == Path("hostname")
         assert list(elsewhere.leftovers()) == []
+
+    def test_the_file_holds_passwords_and_only_its_owner_may_read_it(
+        self, exported: tuple[Path, list[str]]
+    ) -> None:
+        assert exported[0].stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize("end", ["kill -INT $PPID; sleep 10", "exit 2"])
+    def test_an_export_that_is_cut_off_leaves_no_half_file_and_the_one_before_it(
+        self, store: Store, exported: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, end: str
+    ) -> None:
+        file, names = exported
+        before = file.read_bytes(), {path.name for path in file.parent.iterdir()}
+        monkeypatch.setattr(transfer, "_TAR", ("sh", "-c", end, "tar"))
+        with pytest.raises((KeyboardInterrupt, StepFailed)):
+            export_image(store, store.get(names[0]), file)
+        assert (file.read_bytes(), {path.name for path in file.parent.iterdir()}) == before
+
+    def test_meanwhile_no_image_goes(
+        self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = add(store, "one")
+        (made.folder / SEALED).unlink()
+
+        def seal_while_another_prunes(folder: Path) -> None:
+            with pytest.raises(LabBusy), store.cleared():
+                pass
+            _seal(folder)
+
+        monkeypatch.setattr(transfer, "seal", seal_while_another_prunes)
+        assert export_image(store, made, tmp_path / "one.stacklab") == [made]
+
+    def test_where_no_file_can_be_made_is_told(self, store: Store, tmp_path: Path) -> None:
+        with pytest.raises(StepFailed, match="could not be written"):
+            export_image(store, add(store, "one"), tmp_path / "nowhere" / "one.stacklab")
 
     def test_what_is_there_is_not_taken_again(
         self, exported: tuple[Path, list[str]], elsewhere: Store

@@ -139,7 +139,7 @@ def test_a_step_that_is_stopped_is_interrupted_not_failed(journal: Journal, stop
 def test_passed_listens_to_the_newest_word(journal: Journal) -> None:
     with journal.step("boot", key="boot"):
         pass
-    journal.record("stacklab.step.skipped", key="boot")
+    journal.record("stacklab.check.skipped", key="boot")
     assert journal.passed("boot")
     journal.record("stacklab.step.started", key="boot")  # and then the process was killed
     assert not journal.passed("boot")

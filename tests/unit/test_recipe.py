@@ -12,8 +12,9 @@ from stacklab.home import Home
 from stacklab.images import store as store_module
 from stacklab.images.store import Store, key_of
 from stacklab.lab.lab import Lab
+from stacklab.lab.secrets import placeholder_secrets
 from stacklab.recipe import LAYER, changes, deepest, recipe, title_of
-from stacklab.render import HostFacts
+from stacklab.render import HostFacts, Renderer
 from tests.unit.catalogs import write, write_profile
 
 HOST = HostFacts(kvm=False, openvswitch=False)
@@ -51,6 +52,12 @@ def keys(of: Blueprint) -> list[str]:
     return [key_of(recipe(of, layer, HOST, {})) for layer in (1, 2)]
 
 
+def rendered_key(of: Blueprint) -> str:
+    """The key by which `up` knows that layer 2 stands as it should."""
+    secrets = placeholder_secrets(Path("/nonexistent"), of.services)
+    return Renderer("blue", of, secrets, HOST).layer(2).applied_key
+
+
 def append(file: Path, text: str) -> None:
     file.write_text(file.read_text() + text)
 
@@ -82,6 +89,21 @@ def test_a_change_in_a_service_of_layer_1_invalidates_all_above_it(catalog: Path
     after = keys(blueprint(catalog))
     assert after[0] != before[0]
     assert after[1] != before[1]
+
+
+@pytest.mark.parametrize("file", ["extra.yml", "more/included.yml"])
+def test_a_change_in_a_task_file_is_one_of_the_layer(catalog: Path, file: str) -> None:
+    """Ansible reads these when it gets there: nothing of them is in what is rendered."""
+    folder = catalog / "services" / "upper"
+    append(folder / "service.yaml", "tasks: {after-configure: tasks/extra.yml}\n")
+    for name in ("extra.yml", "more/included.yml"):
+        write(folder / "tasks" / name, "- ansible.builtin.command: 'true'\n")
+    before, applied = keys(blueprint(catalog)), rendered_key(blueprint(catalog))
+    append(folder / "tasks" / file, "# once more\n")
+    after = keys(blueprint(catalog))
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    assert rendered_key(blueprint(catalog)) != applied  # by which a lab that stands on it knows, too
 
 
 def test_words_that_change_nothing_on_a_node_do_not_matter(catalog: Path) -> None:
