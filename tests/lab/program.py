@@ -140,20 +140,16 @@ class TestLab:
     def once_only(self) -> list[str]:
         """The commands that have passed on the nodes: steps that are not to be done a second time.
 
-        Units and ports are looked at each time, and a schema that is left half made is made anew.
+        Units and ports are looked at each time, and a schema that is left half made is made anew: it is whole
+        for sure once a later step of its service has started. (A killed `up` hears no more of what its nodes do.)
         """
         commands = re.compile(r"identity$|.+/(database$|resources$|sync\.|init\.|final\.)")
-        schemas = re.compile(r"(.+)/(database$|sync\.)")
-        passed = self.steps("passed")
-        half = {
-            found[1]
-            for name in self.steps("started")
-            if name not in passed and (found := schemas.match(name))
-        }
+        schemas = re.compile(r".+/(database$|sync\.)")
+        settled = {name.partition("/")[0] for name in self.steps("started") if not schemas.match(name)}
         return [
             name
-            for name in passed
-            if commands.match(name) and not ((found := schemas.match(name)) and found[1] in half)
+            for name in self.steps("passed")
+            if commands.match(name) and not (schemas.match(name) and name.partition("/")[0] not in settled)
         ]
 
     @property

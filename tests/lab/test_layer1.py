@@ -151,7 +151,7 @@ def running_up(
     try:
         wait_for(
             "the schema of a database",
-            lambda: any("/sync." in name for name in second.steps("passed")) or up.poll() is not None,
+            lambda: any("/sync." in name for name in second.once_only()) or up.poll() is not None,
             LONG_ENOUGH,
         )
         assert up.poll() is None, log.read_text()
