@@ -140,8 +140,8 @@ class TestLab:
     def once_only(self) -> list[str]:
         """The commands that have passed on the nodes: steps that are not to be done a second time.
 
-        Units and ports are looked at each time, and a schema that is left half made is made anew: it is whole
-        for sure once a later step of its service has started. (A killed `up` hears no more of what its nodes do.)
+        Units and ports are looked at each time, and a schema that is left half made is made anew. It is whole
+        for sure once a later step of its service has started: a killed `up` hears no more of what nodes do.
         """
         commands = re.compile(r"identity$|.+/(database$|resources$|sync\.|init\.|final\.)")
         schemas = re.compile(r".+/(database$|sync\.)")
