@@ -20,6 +20,7 @@ from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.store import Image, Store, key_of
+from stacklab.images.usage import users
 from stacklab.journal import Listener
 from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import Lab
@@ -33,7 +34,12 @@ POLL_SECONDS = 0.2
 
 def store_of(home: Home) -> Store:
     """The images of this machine."""
-    return Store(home.cache / "images", home.state)
+
+    def needed_by(name: str) -> Sequence[str]:
+        return users(home, store).get(name, [])
+
+    store = Store(home.cache / "images", home.state, needed_by)
+    return store
 
 
 def images_at_hand(store: Store, blueprint: Blueprint) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from stacklab import lock
-from stacklab.errors import UsageError
+from stacklab.errors import StepFailed, UsageError
 from stacklab.files import boot_id, remove_tree, write_atomically
 from stacklab.images.digest import SEALED, seal_in_background
 
@@ -79,12 +79,18 @@ class Store:
     """The images below `folder`.
 
     state: the folder of the labs that may stand on them; other commands may use others, of which the store
-    keeps a record.
+    keeps a record. needed_by: tells what stands on an image, by the image's name.
     """
 
-    def __init__(self, folder: Path, state: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: Path | None = None,
+        needed_by: Callable[[str], Sequence[str]] = lambda name: (),
+    ) -> None:
         self.folder = folder
         self._state = state
+        self._needed_by = needed_by
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -158,6 +164,8 @@ class Store:
 
         Another process that builds the same image is waited for, and its result taken. What an interrupted
         build left behind is removed. An error of `build` is passed on, and no image is left.
+
+        Raises StepFailed when a lab stands on what a reboot has left of it.
         """
         stands_on = [parent.name, *parent.stands_on] if parent else []
         return self.add(kind, inputs, build, stands_on=stands_on, title=title)
@@ -178,7 +186,8 @@ class Store:
             found = self._read(final)
             if found:
                 return found
-            for left in [final, *self.folder.glob(f"{_BUILDING}{final.name}-*")]:
+            self.make_way(final)
+            for left in [*self.folder.glob(f"{_BUILDING}{final.name}-*")]:
                 remove_tree(left)
             building = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{_BUILDING}{final.name}-"))
             try:
@@ -212,6 +221,20 @@ class Store:
             remove_tree(gone)
             image.folder.rename(gone)
             remove_tree(gone)
+
+    def make_way(self, folder: Path) -> None:
+        """Remove what is left of an image that may not have reached the disk.
+
+        Raises StepFailed, with who, when something stands on it all the same.
+        """
+        needed = self._needed_by(folder.name) if folder.exists() else ()
+        if needed:
+            raise StepFailed(
+                f"{folder.name} may not have reached the disk before a reboot, and is in use",
+                detail="\n".join(needed),
+                hint="destroy what stands on it, and try again",
+            )
+        remove_tree(folder)
 
     def leftovers(self) -> Iterator[Path]:
         """What interrupted builds and removals left, and images that a reboot kept from reaching the disk."""

@@ -22,6 +22,7 @@ from stacklab.images.store import Image, Store
 from stacklab.images.transfer import export_image, import_images
 from stacklab.lab.lab import Lab, LabSettings
 from stacklab.provide.provider import Node
+from stacklab.restore import store_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and overlay's attributes need root")
 
@@ -343,6 +344,19 @@ class TestUsage:
         assert not store.holds(made.name)
         assert usage.prune(home, store, everything=True) == []
         assert made.tree.is_dir()
+
+    def test_what_a_lab_stands_on_is_not_made_anew(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = store_of(home)
+        made = add(store, "one")
+        a_lab(home, "blue", made)
+        (made.folder / SEALED).unlink()
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        with pytest.raises(StepFailed, match="in use") as failed:
+            add(store, "one")
+        assert failed.value.detail == "lab blue"
+        assert made.tree.is_dir()
+        Lab(home, "blue").destroy()
+        assert add(store, "one").name == made.name
 
     def test_a_lab_without_nodes_is_no_hindrance(self, store: Store, home: Home) -> None:
         a_lab(home, "blue")
