@@ -62,7 +62,7 @@ MIB = 2**20
 SECTOR = 512
 SYSTEM_MIB = 64
 USER_ID = 1000  # of the user `guest`
-REVISION = 4  # raise it when what is done below changes
+REVISION = 5  # raise it when what is done below changes
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ def _write_disk(disk: Path, tools: Path, system: Path, guest: Guest) -> None:
     for file in boot_files:
         shutil.copyfile(file, staged / file.name)
     (staged / "syslinux.cfg").write_text(
-        f"DEFAULT guest\nLABEL guest\n LINUX vmlinuz\n INITRD initramfs\n APPEND {COMMAND_LINE}\n"
+        f"DEFAULT guest\nLABEL guest\n LINUX {guest.kernel.name}\n INITRD {guest.initramfs.name}\n"
+        f" APPEND {COMMAND_LINE}\n"
     )
     inside = f"/{disk.name}"
     sectors = boot_mib * MIB // SECTOR
