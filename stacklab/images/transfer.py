@@ -65,8 +65,8 @@ def _pack(store: Store, images: Sequence[Image], file: Path, stream: IO[bytes]) 
 def import_images(store: Store, file: Path) -> list[str]:
     """Take the images in a file into the store; returns the names of those that were not there yet.
 
-    Raises UsageError for a file that is none of ours or whose content is not what was exported, and StepFailed
-    when a lab stands on what a reboot has left of one of the images; then nothing of it is kept.
+    Raises UsageError for a file that is none of ours or whose content is not what was exported, and
+    StepFailed when a lab stands on what a reboot has left of one of the images; then nothing of it is kept.
     """
     if not file.is_file():
         raise UsageError(f"there is no file {file}")
