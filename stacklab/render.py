@@ -12,6 +12,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -433,8 +434,16 @@ def _access(node: Node) -> dict[str, Any]:
 
 def _digest(file: Path) -> str:
     """The SHA-256 of a file; empty where it is not there yet, as in the plan of a first `up`."""
-    if not file.exists():
+    try:
+        status = file.stat()
+    except FileNotFoundError:
         return ""
+    return _digest_as_of(file, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _digest_as_of(file: Path, modified: int, size: int) -> str:
+    """The SHA-256 of a file as it was then: images take tens of MiB, and go into every recipe."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
