@@ -40,8 +40,8 @@ from stacklab.cli.failure import show, show_usage, translate
 from stacklab.cli.options import VERBOSE, Verbose, examples
 from stacklab.errors import Interrupted
 
-# Whatever is heavy (Ansible, libvirt, openstacksdk, pydantic) is imported inside the verbs: shell completion
-# runs this module at every press of the tab key.
+# Whatever is heavy (Ansible, libvirt, openstacksdk, pydantic, the journal's SQLite) is imported inside the
+# verbs: shell completion runs this module at every press of the tab key.
 
 EXAMPLES = examples(
     "stacklab up --layer 1", "stacklab exec -- openstack server list", "stacklab status", "stacklab destroy"
