@@ -23,8 +23,8 @@ from stacklab.errors import ModelError, Problem
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.lab.lab import HOST
-from stacklab.model.service import Command, Role, Service
-from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork, tunnel_address
+from stacklab.model.service import Command, Service
+from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork, Role, tunnel_address
 from stacklab.provide.provider import Node
 from stacklab.steps import Scope, Step, final_steps, node_steps
 from stacklab.templating import FAILURES, failure_in, service_template, stacklab_environment

@@ -11,7 +11,8 @@ from jinja2 import TemplateSyntaxError, meta, nodes
 
 from stacklab.errors import Problem
 from stacklab.model.documents import Step, did_you_mean
-from stacklab.model.service import Command, Service, identifier
+from stacklab.model.schema import identifier
+from stacklab.model.service import Command, Service
 from stacklab.templating import WORDS, service_environment, service_tree
 
 TEMPLATE = ".j2"
@@ -95,19 +96,24 @@ def _wrong_in(
         if fragment is not None and fragment not in fragments:
             line = next((number for number, words in enumerate(text.splitlines(), 1) if fragment in words), 1)
             yield line, f"there is no fragment '{fragment}'{did_you_mean(fragment, fragments)}"
-    optional = {
+    if unknown := undeclared.difference(WORDS):
+        unknown -= _optional(tree)
+        for name in tree.find_all(nodes.Name):
+            if name.name in unknown:
+                yield name.lineno, f"unknown word '{name.name}'{did_you_mean(name.name, WORDS)}"
+    if "secrets" in undeclared:
+        yield from _unknown_secrets(tree, service, secrets)
+
+
+def _optional(tree: nodes.Template) -> set[str]:
+    """Words that need not be there: the text asks whether they are, or has something in their place."""
+    return {
         name.name
         for guard in (*tree.find_all(nodes.Test), *tree.find_all(nodes.Filter))
         if guard.name in ("defined", "undefined", "default", "d") and guard.node is not None
         for name in (guard.node, *guard.node.find_all(nodes.Name))
         if isinstance(name, nodes.Name)
     }
-    unknown = undeclared - optional - set(WORDS)
-    for name in tree.find_all(nodes.Name):
-        if name.name in unknown:
-            yield name.lineno, f"unknown word '{name.name}'{did_you_mean(name.name, WORDS)}"
-    if "secrets" in undeclared:
-        yield from _unknown_secrets(tree, service, secrets)
 
 
 def _unknown_secrets(
