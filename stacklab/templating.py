@@ -121,6 +121,7 @@ def cephx_key(password: str) -> str:
     return base64.b64encode(struct.pack("<HIIH", 1, 0, 0, len(key)) + key).decode()
 
 
+@cache
 def stacklab_environment(folder: Path | None = None) -> Environment:
     """For stacklab's own templates, loaded from templates/."""
     return Environment(
