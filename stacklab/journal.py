@@ -1,8 +1,7 @@
 """The journal: a lab's durable, append-only record of events, which every screen is a reader of.
 
 One SQLite file per lab, in WAL mode, so that `stacklab events -f` reads in one process while `up` writes in
-another. An event goes out in the envelope of CloudEvents 1.0
-(https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md).
+another.
 
 Steps of the work are recorded before and after. That a step passed is read from here, so that a second `up`
 goes on where the first one stopped, whatever stopped it.
@@ -16,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from stacklab.errors import Interrupted, StacklabError
+from stacklab.event import Event, rfc3339
 
 STEP_STARTED = "stacklab.step.started"
 STEP_PASSED = "stacklab.step.passed"
@@ -62,40 +61,6 @@ _log = logging.getLogger(__name__)
 
 class JournalUnusable(StacklabError):
     """The journal's file cannot be read or written: damaged, not a journal, or the disk is full."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened in a lab.
-
-    id: counts up from 1 within one journal. time: aware, UTC. type: such as `stacklab.step.passed`.
-    source: `/stacklab/labs/NAME`. subject: the node, service or check that it is about, or empty.
-    data: plain JSON values.
-    """
-
-    id: int
-    time: datetime
-    type: str
-    source: str
-    subject: str
-    data: dict[str, Any]
-
-    def cloudevent(self) -> dict[str, Any]:
-        """The event as a CloudEvents 1.0 object, ready for `json.dumps`."""
-        # The time is part of the id because a lab that is destroyed and made again counts from 1 again,
-        # while source and id together must be unique for ever.
-        envelope: dict[str, Any] = {
-            "specversion": "1.0",
-            "id": f"{self.time:%Y%m%dT%H%M%S.%fZ}-{self.id}",
-            "source": self.source,
-            "type": self.type,
-            "time": rfc3339(self.time),
-            # https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/sequence.md
-            "sequence": f"{self.id:010}",
-        }
-        if self.subject:  # the specification wants it absent rather than empty
-            envelope["subject"] = self.subject
-        return envelope | {"datacontenttype": "application/json", "data": self.data}
 
 
 class Step:
@@ -362,11 +327,6 @@ class Journal:
                 f"the journal {self.path} is damaged: {error}",
                 hint=f"mv {self.path} {self.path}.damaged, then `stacklab up` again: it does every step anew",
             ) from error
-
-
-def rfc3339(moment: datetime) -> str:
-    """An aware time in UTC with microseconds, such as 2025-11-21T02:49:00.123456Z."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _describe(error: Exception) -> dict[str, str]:

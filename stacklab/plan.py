@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve_climb
 from stacklab.home import Home
@@ -16,7 +17,7 @@ from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import HOST, Lab
 from stacklab.lab.secrets import placeholder_secrets
 from stacklab.provide.provider import NodeState
-from stacklab.recipe import LAYER, changes, deepest, first_packages, recipe
+from stacklab.recipe import LAYER, changes, descend, first_packages
 from stacklab.render import HostFacts, Rendered, Renderer, differences
 from stacklab.steps import Step
 
@@ -132,17 +133,20 @@ def _start(
     store: Store, blueprint: Blueprint, host: HostFacts, images_at_hand: Mapping[str, Path]
 ) -> PlannedStart:
     """The deepest image that matches, and why none of a higher layer does."""
-    found = deepest(store, blueprint, host, images_at_hand)
-    layer, image = found if found else (0, None)
     closest, reasons = "", tuple[str, ...]()
-    for number in range(blueprint.target, layer, -1):
-        wanted = recipe(blueprint, number, host, images_at_hand)
-        others = [each for each in store.all(LAYER) if each.inputs["layer"] == number]
-        if others:
-            differences_of = {each.name: tuple(changes(each.inputs, wanted)) for each in others}
-            closest, reasons = min(differences_of.items(), key=lambda item: len(item[1]))
-            break
-    return PlannedStart(image.name if image else "", layer, closest, reasons)
+    for layer, wanted, image in descend(store, blueprint, host, images_at_hand):
+        if image:
+            return PlannedStart(image.name, layer, closest, reasons)
+        if not closest:
+            closest, reasons = _closest(store, layer, wanted)
+    return PlannedStart(closest=closest, reasons=reasons)
+
+
+def _closest(store: Store, layer: int, wanted: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The image of a layer with fewest differences from a recipe, and these; empty where there is none."""
+    others = [image for image in store.all(LAYER) if image.inputs["layer"] == layer]
+    differences_of = {image.name: tuple(changes(image.inputs, wanted)) for image in others}
+    return min(differences_of.items(), key=lambda item: len(item[1]), default=("", ()))
 
 
 def _planned_layer(lab: Lab, blueprint: Blueprint, rendered: Rendered) -> PlannedLayer:

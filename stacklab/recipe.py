@@ -64,6 +64,21 @@ def first_packages(blueprint: Blueprint) -> list[str]:
     return sorted({name for node in blueprint.nodes for name in blueprint.packages(first, node)})
 
 
+def descend(
+    store: Store, blueprint: Blueprint, host: HostFacts, images: Mapping[str, Path]
+) -> Iterator[tuple[int, dict[str, Any], Image | None]]:
+    """The layers from the target down to the highest one that an image is there for.
+
+    The number of each, its recipe, and, with the last, the image.
+    """
+    for layer in range(blueprint.target, 0, -1):
+        wanted = recipe(blueprint, layer, host, images)
+        image = store.find(LAYER, wanted)
+        yield layer, wanted, image
+        if image:
+            return
+
+
 def deepest(
     store: Store, blueprint: Blueprint, host: HostFacts, images: Mapping[str, Path]
 ) -> tuple[int, Image] | None:
@@ -71,11 +86,8 @@ def deepest(
 
     None where there is none.
     """
-    for layer in range(blueprint.target, 0, -1):
-        image = store.find(LAYER, recipe(blueprint, layer, host, images))
-        if image:
-            return layer, image
-    return None
+    descent = descend(store, blueprint, host, images)
+    return next(((layer, image) for layer, _, image in descent if image), None)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> Iterator[str]:

@@ -12,22 +12,22 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from jinja2 import Environment
 
 from stacklab.blueprint import Blueprint, parts_on
 from stacklab.errors import ModelError, Problem
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.lab.lab import HOST
-from stacklab.model.service import Command, Role, Service
-from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork, tunnel_address
+from stacklab.model.service import Command, Service
+from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork, Role, tunnel_address
 from stacklab.provide.provider import Node
 from stacklab.steps import Scope, Step, final_steps, node_steps
-from stacklab.templating import FAILURES, failure_in, service_environment, stacklab_environment
+from stacklab.templating import FAILURES, failure_in, service_template, stacklab_environment
 
 JOBS = 4
 STEPS_FILE = "/var/lib/stacklab/steps.json"
@@ -161,18 +161,17 @@ class Renderer:
         self._ssh = ssh
         self._images = images or {}
         self._controller = next(node for node in blueprint.nodes if "controller" in node.roles)
-        self._environment = service_environment()
 
     def text(self, text: str) -> str:
         """Render the text of a check's command. Raises jinja2.TemplateError."""
         context = self._context(self._controller, self._blueprint.services)
-        return self._environment.from_string(text).render(context)
+        return service_template(text).render(context)
 
     def file(self, source: Path, words: Mapping[str, Any]) -> str:
         """Render a template that is for no node, with `words` beside its own. Raises ModelError."""
         context = {**self._context(self._controller, self._blueprint.services), **words}
         problems: list[Problem] = []
-        content = _render_file(self._environment, source, context, problems)
+        content = _render_file(source, context, problems)
         if problems:
             raise ModelError(problems)
         return content.decode()
@@ -245,7 +244,7 @@ class Renderer:
     ) -> str:
         """The text that stands at `where` in a service's file, rendered; what is wrong goes to `problems`."""
         try:
-            return self._environment.from_string(text).render(context)
+            return service_template(text).render(context)
         except FAILURES as error:
             line, message = failure_in(error)
             problems.append(service.problem_in(message, line, *where))
@@ -309,7 +308,7 @@ class Renderer:
                 if ownership.on not in (None, *node.roles):
                     continue
                 if source.suffix == ".j2":
-                    content = _render_file(self._environment, source, context, problems)
+                    content = _render_file(source, context, problems)
                 else:
                     content = source.read_bytes()
                 if path in files:
@@ -435,8 +434,16 @@ def _access(node: Node) -> dict[str, Any]:
 
 def _digest(file: Path) -> str:
     """The SHA-256 of a file; empty where it is not there yet, as in the plan of a first `up`."""
-    if not file.exists():
+    try:
+        status = file.stat()
+    except FileNotFoundError:
         return ""
+    return _digest_as_of(file, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _digest_as_of(file: Path, modified: int, size: int) -> str:
+    """The SHA-256 of a file as it was then: images take tens of MiB, and go into every recipe."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -478,11 +485,9 @@ def _steps_file(steps: Sequence[Step]) -> RenderedFile:
     return RenderedFile(text.encode(), mode=0o600)
 
 
-def _render_file(
-    environment: Environment, source: Path, context: Mapping[str, Any], problems: list[Problem]
-) -> bytes:
+def _render_file(source: Path, context: Mapping[str, Any], problems: list[Problem]) -> bytes:
     try:
-        return environment.from_string(source.read_text()).render(context).encode()
+        return service_template(source.read_text()).render(context).encode()
     except FAILURES as error:
         line, message = failure_in(error)
         problems.append(Problem(source, line, 1, message))

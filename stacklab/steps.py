@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from stacklab.blueprint import parts_on
-from stacklab.model.service import Command, Network, Service, identifier
+from stacklab.model.schema import identifier
+from stacklab.model.service import Command, Network, Service
 from stacklab.model.topology import LabNetwork
 from stacklab.provide.provider import Node
 

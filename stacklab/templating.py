@@ -8,9 +8,18 @@ import base64
 import hashlib
 import struct
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    Template,
+    TemplateError,
+    TemplateSyntaxError,
+    nodes,
+)
 from jinja2.utils import missing
 
 from stacklab.home import data_dir
@@ -46,6 +55,7 @@ class UndefinedWord(StrictUndefined):
         return f"there is no '{name}'{did_you_mean(name, known) or listed}"
 
 
+@cache
 def service_environment() -> Environment:
     """For the templates and command texts in service folders; with the fragments that they may include."""
     environment = Environment(
@@ -57,6 +67,20 @@ def service_environment() -> Environment:
     environment.filters["salted_sha256"] = salted_sha256
     environment.filters["cephx_key"] = cephx_key
     return environment
+
+
+# The same texts are examined, and then rendered for each layer and each recipe: to read and to compile one
+# takes many times longer than to render it, and is done once.
+@cache
+def service_tree(text: str) -> nodes.Template:
+    """What Jinja reads in a text of a service. Raises TemplateSyntaxError."""
+    return service_environment().parse(text)
+
+
+@cache
+def service_template(text: str) -> Template:
+    """A text of a service, ready to be rendered. Raises TemplateSyntaxError."""
+    return service_environment().from_string(service_tree(text))
 
 
 FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -97,6 +121,7 @@ def cephx_key(password: str) -> str:
     return base64.b64encode(struct.pack("<HIIH", 1, 0, 0, len(key)) + key).decode()
 
 
+@cache
 def stacklab_environment(folder: Path | None = None) -> Environment:
     """For stacklab's own templates, loaded from templates/."""
     return Environment(

@@ -11,8 +11,8 @@ import typer
 from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, examples
 from stacklab.cli.progress import describe
 from stacklab.cli.screen import print_json_line, print_table
+from stacklab.event import Event
 from stacklab.home import Home
-from stacklab.journal import Event
 
 EXAMPLES = examples(
     "stacklab events --since 10m",

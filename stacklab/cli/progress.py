@@ -5,7 +5,6 @@ Each is called with every event as it is recorded, from any thread, and is a con
 
 import json
 import math
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +17,9 @@ import typer
 
 from stacklab.cli.options import Output
 from stacklab.cli.screen import on_terminal, print_json_line, seconds_text
+from stacklab.event import Event
 from stacklab.files import write_atomically
 from stacklab.home import Home
-from stacklab.journal import Event
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -68,8 +67,10 @@ class Timings:
 
     def expected(self, name: str) -> float | None:
         """The usual seconds of the step, None when it never passed here."""
+        from statistics import median
+
         earlier = self._earlier.get(name)
-        return statistics.median(earlier) if earlier else None
+        return median(earlier) if earlier else None
 
     def add(self, name: str, seconds: float) -> None:
         """Remember what a step took; `save` writes it down."""

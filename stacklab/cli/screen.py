@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from stacklab.journal import rfc3339
+from stacklab.event import rfc3339
 
 
 def on_terminal() -> bool:

@@ -13,7 +13,8 @@ from stacklab.home import Home
 
 if TYPE_CHECKING:
     from stacklab.check.placement import Placement
-    from stacklab.journal import Event, Journal
+    from stacklab.event import Event
+    from stacklab.journal import Journal
     from stacklab.lab import Lab
 
 EXAMPLES = examples("stacklab status", "stacklab status --lab blue --output json")

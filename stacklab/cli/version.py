@@ -1,8 +1,6 @@
 """`stacklab version`: which stacklab this is, and with what it works."""
 
 import platform
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 
 import typer
 
@@ -16,6 +14,9 @@ _PARTS = ("ansible-core", "libvirt-python", "openstacksdk")
 
 def version(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
     """Print the version of stacklab and of what it stands on."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
     versions = {"stacklab": __version__, "python": platform.python_version()}
     for part in _PARTS:
         try:

@@ -7,8 +7,6 @@ Formats: sources.list(5), both one-line and deb822; apt.conf(5) through `apt-con
 
 import re
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,6 +254,10 @@ def missing_suite(mirror: Mirror, suite: str, *, seconds: float = 5.0) -> str:
 
 
 def _missing(url: str, proxies: dict[str, str], seconds: float) -> str:
+    # With it come HTTP, TLS and e-mail; `plan` asks no mirror, and need not wait for them.
+    import urllib.error
+    import urllib.request
+
     scheme, _, rest = url.partition(":")
     if scheme in ("file", "copy"):
         return "" if Path("/" + rest.lstrip("/")).is_file() else f"there is no {url}"

@@ -10,6 +10,7 @@ import os
 import subprocess
 import threading
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from stacklab.files import write_atomically
@@ -131,6 +132,7 @@ def boot(kernel: Path, *, accelerator: str = "kvm", seconds: float = SECONDS, pr
     return Proof(False, f"a kernel did not boot within {seconds:g} s and ended {said}")
 
 
+@cache
 def _key() -> str:
     """What the verdict depends on: the host's kernel, and the QEMU installed."""
     done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=False)

@@ -6,12 +6,16 @@ Random, made when a service first asks for them, kept in one file that only root
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from stacklab.errors import LabDamaged
 from stacklab.files import write_atomically
-from stacklab.model.service import Service, identifier
+from stacklab.model.schema import identifier
+
+if TYPE_CHECKING:
+    from stacklab.model.service import Service
 
 LENGTH_BYTES = 20
 
@@ -37,7 +41,7 @@ def read_secrets(file: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def ensure_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[str, str]]:
+def ensure_secrets(file: Path, services: Iterable["Service"]) -> dict[str, dict[str, str]]:
     """The secrets of `services`, by service and name (`-` as `_` in both); missing ones are made."""
     known = read_secrets(file)
     wanted = {
@@ -53,7 +57,7 @@ def ensure_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[st
     return merged
 
 
-def renew_secrets(file: Path, services: Iterable[Service]) -> None:
+def renew_secrets(file: Path, services: Iterable["Service"]) -> None:
     """Put new secrets of `services` in place of those in the file, all at once."""
     renewed = {
         identifier(service.name): {identifier(name): _make() for name in service.secrets}
@@ -62,7 +66,7 @@ def renew_secrets(file: Path, services: Iterable[Service]) -> None:
     _write(file, renewed)
 
 
-def placeholder_secrets(file: Path, services: Iterable[Service]) -> dict[str, dict[str, str]]:
+def placeholder_secrets(file: Path, services: Iterable["Service"]) -> dict[str, dict[str, str]]:
     """The secrets as they are, with a placeholder for each that `up` would make; nothing is written."""
     known = read_secrets(file)
     return {

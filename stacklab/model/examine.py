@@ -7,12 +7,13 @@ in its place.
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, TemplateSyntaxError, meta, nodes
+from jinja2 import TemplateSyntaxError, meta, nodes
 
 from stacklab.errors import Problem
 from stacklab.model.documents import Step, did_you_mean
-from stacklab.model.service import Command, Service, identifier
-from stacklab.templating import WORDS, service_environment
+from stacklab.model.schema import identifier
+from stacklab.model.service import Command, Service
+from stacklab.templating import WORDS, service_environment, service_tree
 
 TEMPLATE = ".j2"
 
@@ -22,7 +23,6 @@ def examine(services: Mapping[str, Service], names: Iterable[str]) -> Iterator[P
 
     names: of all services, those whose file cannot be read, too.
     """
-    environment = service_environment()
     secrets: dict[str, set[str] | None] = {identifier(name): None for name in names}
     secrets |= {identifier(name): set(map(identifier, each.secrets)) for name, each in services.items()}
     for service in services.values():
@@ -30,10 +30,10 @@ def examine(services: Mapping[str, Service], names: Iterable[str]) -> Iterator[P
         yield from _special_files(service)
         yield from _roles(service)
         for text, where in service.texts():
-            for line, message in _wrong_in(environment, text, service, secrets):
+            for line, message in _wrong_in(text, service, secrets):
                 yield service.problem_in(message, line, *where)
         for file in sorted((service.folder / "files").rglob(f"*{TEMPLATE}")):
-            for line, message in _wrong_in(environment, _read(file), service, secrets):
+            for line, message in _wrong_in(_read(file), service, secrets):
                 yield Problem(file, line, 1, message)
 
 
@@ -80,35 +80,40 @@ def _roles(service: Service) -> Iterator[Problem]:
 
 
 def _wrong_in(
-    environment: Environment, text: str, service: Service, secrets: Mapping[str, set[str] | None]
+    text: str, service: Service, secrets: Mapping[str, set[str] | None]
 ) -> Iterator[tuple[int, str]]:
     """Line, counting from 1 in the text, and message of what is wrong in a Jinja text."""
     if "{" not in text:
         return
     try:
-        tree = environment.parse(text)
+        tree = service_tree(text)
         undeclared = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         yield error.lineno, f"not a Jinja template: {error.message}"
         return
-    fragments = environment.list_templates()
     for fragment in meta.find_referenced_templates(tree):
+        fragments = service_environment().list_templates()
         if fragment is not None and fragment not in fragments:
             line = next((number for number, words in enumerate(text.splitlines(), 1) if fragment in words), 1)
             yield line, f"there is no fragment '{fragment}'{did_you_mean(fragment, fragments)}"
-    optional = {
+    if unknown := undeclared.difference(WORDS):
+        unknown -= _optional(tree)
+        for name in tree.find_all(nodes.Name):
+            if name.name in unknown:
+                yield name.lineno, f"unknown word '{name.name}'{did_you_mean(name.name, WORDS)}"
+    if "secrets" in undeclared:
+        yield from _unknown_secrets(tree, service, secrets)
+
+
+def _optional(tree: nodes.Template) -> set[str]:
+    """Words that need not be there: the text asks whether they are, or has something in their place."""
+    return {
         name.name
         for guard in (*tree.find_all(nodes.Test), *tree.find_all(nodes.Filter))
         if guard.name in ("defined", "undefined", "default", "d") and guard.node is not None
         for name in (guard.node, *guard.node.find_all(nodes.Name))
         if isinstance(name, nodes.Name)
     }
-    unknown = undeclared - optional - set(WORDS)
-    for name in tree.find_all(nodes.Name):
-        if name.name in unknown:
-            yield name.lineno, f"unknown word '{name.name}'{did_you_mean(name.name, WORDS)}"
-    if "secrets" in undeclared:
-        yield from _unknown_secrets(tree, service, secrets)
 
 
 def _unknown_secrets(

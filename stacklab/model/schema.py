@@ -59,10 +59,16 @@ Version = Annotated[Literal[1], BeforeValidator(_version)]
 """The version of the format that a document is written in."""
 
 
+def identifier(name: str) -> str:
+    """A service's or secret's name as templates write it."""
+    return name.replace("-", "_")
+
+
 class Strict(BaseModel):
     """A part of a document: unknown keys are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A part is built into the documents that hold it: to build it for itself, too, takes longer than to read.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Root(Strict):

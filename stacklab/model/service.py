@@ -11,9 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from stacklab.model.documents import Step
 from stacklab.model.schema import Name, Port, Root, Size, Strict, Word, wrong
-
-Role = Literal["controller", "compute", "network", "storage"]
-"""What a node of a lab is for; each part of a service runs on the nodes of one role."""
+from stacklab.model.topology import Role
 
 Phase = Literal["before-configure", "after-configure", "before-start", "after-start", "after-register"]
 """Where a service may hook an Ansible task file of its own into the lifecycle."""
@@ -291,8 +289,3 @@ class Service(Root):
         for index, check in enumerate(self.checks):
             if check.run is not None:
                 yield check.run, ("checks", index, "run")
-
-
-def identifier(name: str) -> str:
-    """A service's or secret's name as templates write it."""
-    return name.replace("-", "_")

@@ -9,7 +9,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from stacklab.model.documents import Data, Fault
 from stacklab.model.schema import Name, NotEmpty, Port, Root, Size, Strict, Word, all_wrong, wrong
-from stacklab.model.service import Role
+
+Role = Literal["controller", "compute", "network", "storage"]
+"""What a node of a lab is for; each part of a service runs on the nodes of one role."""
 
 NodeKind = Literal["lxc", "vm", "host"]
 """What a node is: a container, a virtual machine, or a machine that is there already, reached over SSH."""

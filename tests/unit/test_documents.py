@@ -8,7 +8,7 @@ import pytest
 from stacklab.errors import Problem
 from stacklab.model.documents import Document, read_all
 from stacklab.model.schema import Root, Size, Strict
-from stacklab.model.service import Role
+from stacklab.model.topology import Role
 from tests.unit.catalogs import write
 
 

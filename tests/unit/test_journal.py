@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from stacklab.errors import Interrupted, StepFailed
-from stacklab.journal import Event, Journal, JournalUnusable
+from stacklab.event import Event
+from stacklab.journal import Journal, JournalUnusable
 
 
 @pytest.fixture

@@ -1,16 +1,17 @@
 """What `plan` says is what `up` would do, also of a lab that was put on an image."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stacklab import restore
-from stacklab.blueprint import UpRequest, resolve
+from stacklab import recipe, restore
+from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.cli.plan import lines
 from stacklab.home import Home
 from stacklab.images.store import Image
 from stacklab.lab.lab import Lab
-from stacklab.plan import Plan, make_plan
+from stacklab.plan import Plan, PlannedStart, make_plan
 from stacklab.restore import store_of
 from tests.unit.catalogs import write, write_profile
 
@@ -73,6 +74,21 @@ def test_after_a_step_down_the_files_of_the_layer_above_are_planned_anew(
     (layer,) = planned(lab, 2).layers
     assert layer.number == 2
     assert "/etc/upper.conf" in [file.path for file in layer.files if file.action == "add"]
+
+
+def test_a_plan_makes_the_recipe_of_each_layer_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = recipe.recipe
+
+    def counted(blueprint: Blueprint, layer: int, *more: Any) -> dict[str, Any]:
+        made.append(layer)
+        return original(blueprint, layer, *more)
+
+    monkeypatch.setattr(recipe, "recipe", counted)
+    path = (lab.home.state.parent / "catalog",)
+    fresh = make_plan(lab.home, UpRequest(lab="green", layer=2, profile="two", path=path, node_kind="lxc"))
+    assert fresh.start == PlannedStart()
+    assert made == [2, 1]
 
 
 def test_what_has_changed_since_an_image_was_made_is_shown_as_a_difference(

@@ -13,8 +13,9 @@ from rich.console import Console
 from stacklab.cli.options import Output
 from stacklab.cli.progress import Board, Json, Lines, Terminal, Timings, describe, progress
 from stacklab.cli.screen import seconds_text
+from stacklab.event import Event
 from stacklab.home import Home
-from stacklab.journal import Event, Journal
+from stacklab.journal import Journal
 
 numbers = count(1)
 

@@ -181,6 +181,18 @@ def test_a_lab_starts_from_the_deepest_image_that_matches(
     assert deepest(store, blueprint(catalog), HOST, {}) is None
 
 
+def test_an_image_file_that_is_made_anew_is_another_input(catalog: Path, tmp_path: Path) -> None:
+    image = "resources: {images: [{name: guest, file: guest.img, format: raw}]}\n"
+    append(catalog / "services" / "upper" / "service.yaml", image)
+    file = tmp_path / "guest.img"
+    plan, found = blueprint(catalog), set()
+    for content in ("", "first", "second"):  # before it is built, and twice after that
+        if content:
+            file.write_text(content)
+        found.add(key_of(recipe(plan, 2, HOST, {"guest.img": file})))
+    assert len(found) == 3
+
+
 def test_only_virtual_machines_depend_on_what_their_disk_is_made_of(catalog: Path) -> None:
     lxc, vm = (blueprint(catalog, node_kind=kind) for kind in ("lxc", "vm"))
     assert list(changes(recipe(lxc, 1, HOST, {}), recipe(vm, 1, HOST, {}))) == ["disk is new"]
