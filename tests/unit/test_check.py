@@ -366,23 +366,30 @@ def test_no_more_run_at_once_than_there_are_workers() -> None:
 
 
 @contextmanager
-def ctrl_c_after(seconds: float) -> Iterator[None]:
+def ctrl_c_once(event: threading.Event) -> Iterator[None]:
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
+
+    def interrupt() -> None:
+        event.wait(30)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     try:
         yield
     finally:
-        timer.join()
+        thread.join()
 
 
 def test_ctrl_c_lets_running_checks_put_away_what_they_made() -> None:
-    stopping, put_away, begun = threading.Event(), threading.Event(), []
+    stopping, put_away, under_way = threading.Event(), threading.Event(), threading.Event()
+    begun = []
 
     def long_check() -> Checking:
         begun.append(1)
         try:
+            under_way.set()
             stopping.wait(30)
             if stopping.is_set():
                 raise Interrupted("the checks were interrupted")
@@ -390,7 +397,7 @@ def test_ctrl_c_lets_running_checks_put_away_what_they_made() -> None:
         finally:
             put_away.set()
 
-    with pytest.raises(KeyboardInterrupt), ctrl_c_after(0.2):
+    with pytest.raises(KeyboardInterrupt), ctrl_c_once(under_way):
         run_jobs([long_check, long_check], lambda _: None, stopping, workers=1)
     assert put_away.is_set()
     assert begun == [1]
