@@ -372,6 +372,7 @@ def ctrl_c_once(event: threading.Event) -> Iterator[None]:
 
     def interrupt() -> None:
         event.wait(30)
+        time.sleep(0.2)  # the main thread goes on to wait
         signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
