@@ -446,7 +446,7 @@ def test_profiles_are_listed_with_what_is_built_and_what_is_planned() -> None:
     assert done.exit_code == 0
     profiles = {row["profile"]: row for row in json.loads(done.stdout)}
     assert "keystone" in profiles["openstack"]["layers"][0]["services"]
-    assert "cinder" in profiles["openstack"]["layers"][1]["planned"]
+    assert "heat" in profiles["openstack"]["layers"][3]["planned"]
     assert "starter-kit" in CliRunner().invoke(app, ["profiles"]).stdout
 
 
