@@ -18,7 +18,7 @@ from stacklab.images.command import run_logged
 from stacklab.images.store import Image, Store, key_of
 from stacklab.versions import Versions, installed
 
-REVISION = 2  # raise it when what is done below, or in templates/images/install-packages, changes
+REVISION = 1  # raise it when what is done below, or in templates/images/install-packages, changes
 
 
 @dataclass(frozen=True)
