@@ -328,12 +328,16 @@ class Systemd:
 
     def states(self, units: Sequence[str]) -> list[UnitState]:
         """The state of each unit, in the order asked for."""
-        properties = "LoadState,UnitFileState,ActiveState,SubState,Result,Type,NRestarts"
+        properties = (
+            "LoadState,UnitFileState,WantedBy,RequiredBy,ActiveState,SubState,Result,Type,NRestarts"
+        )
         argv = ["systemctl", "show", f"--property={properties}", "--", *units]
         shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
         states = []
         for unit, block in zip(units, shown.strip().split("\n\n"), strict=True):
             said = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+            if said.get("UnitFileState") == "enabled" and not (said.get("WantedBy") or said.get("RequiredBy")):
+                said["UnitFileState"] = "disabled"  # an alias is all that it has, and no boot starts it
             states.append(
                 UnitState(
                     unit,

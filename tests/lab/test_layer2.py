@@ -99,6 +99,11 @@ class TestTheClimb:
 
 
 class TestWhatItBrings:
+    def test_all_of_it_comes_back_after_a_stop(self, lab: TestLab) -> None:
+        lab.run("stop")
+        lab.run("start")
+        lab.run("verify")
+
     def test_an_object_survives_a_restart_of_swift(self, lab: TestLab, tmp_path: Path) -> None:
         sent, found = tmp_path / "sent", tmp_path / "found"
         sent.write_bytes(secrets.token_bytes(300_000))

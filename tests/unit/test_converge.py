@@ -357,6 +357,17 @@ def units(stamp: str = "", **more: Any) -> dict[str, Any]:
     }
 
 
+def test_a_unit_that_has_an_alias_alone_is_not_enabled(reload: Path, node: Node) -> None:
+    """The package of BIND leaves the alias behind when the link that has it started at boot has gone."""
+    (reload.parent / "bin" / "systemctl").write_text(
+        "#!/bin/sh\n"
+        "printf 'LoadState=loaded\\nUnitFileState=enabled\\nWantedBy=\\nRequiredBy=\\n\\n'\n"
+        "printf 'LoadState=loaded\\nUnitFileState=enabled\\nWantedBy=multi-user.target\\nRequiredBy=\\n'\n"
+    )
+    found = converge.Systemd(node.processes).states(["named", "mariadb"])
+    assert [state.file for state in found] == ["disabled", "enabled"]
+
+
 @pytest.mark.usefixtures("reload")
 class TestUnits:
     def test_units_are_enabled_and_started_in_one_call_each(self, node: Node, reload: Path) -> None:
