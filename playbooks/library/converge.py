@@ -336,7 +336,8 @@ class Systemd:
         states = []
         for unit, block in zip(units, shown.strip().split("\n\n"), strict=True):
             said = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-            if said.get("UnitFileState") == "enabled" and not (said.get("WantedBy") or said.get("RequiredBy")):
+            pulled_in = said.get("WantedBy") or said.get("RequiredBy")
+            if said.get("UnitFileState") == "enabled" and not pulled_in:
                 said["UnitFileState"] = "disabled"  # an alias is all that it has, and no boot starts it
             states.append(
                 UnitState(
