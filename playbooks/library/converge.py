@@ -328,9 +328,7 @@ class Systemd:
 
     def states(self, units: Sequence[str]) -> list[UnitState]:
         """The state of each unit, in the order asked for."""
-        properties = (
-            "LoadState,UnitFileState,WantedBy,RequiredBy,ActiveState,SubState,Result,Type,NRestarts"
-        )
+        properties = "LoadState,UnitFileState,WantedBy,RequiredBy,ActiveState,SubState,Result,Type,NRestarts"
         argv = ["systemctl", "show", f"--property={properties}", "--", *units]
         shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
         states = []
