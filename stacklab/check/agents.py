@@ -18,12 +18,14 @@ _NEVER = datetime(1970, 1, 1)  # naive, as the API's times are: UTC
 # They report every 10 s (Nova) or 30 s (Neutron); after a start, the last report before it may count as dead.
 ALIVE_SECONDS = 75.0
 
+VOLUMES = "volumev3"
+
 # The units whose processes report to an API of a type, each under the name of its unit. A process can live on
 # after its agent has died in it, and then it is in no list: what should run on a node has to be listed.
 REPORTING: Mapping[str, frozenset[str]] = {
     "compute": frozenset({"nova-compute", "nova-compute-ironic", "nova-conductor", "nova-scheduler"}),
     "network": frozenset({"neutron-ovn-agent", "neutron-ovn-metadata-agent", "ovn-controller"}),
-    "volumev3": frozenset({"cinder-backup", "cinder-scheduler", "cinder-volume"}),
+    VOLUMES: frozenset({"cinder-backup", "cinder-scheduler", "cinder-volume"}),
 }
 # A second process of a kind on a node calls itself by another name of the node.
 SECOND: Mapping[str, tuple[str, str]] = {"nova-compute-ironic": ("nova-compute", "-ironic")}
@@ -91,10 +93,11 @@ def silent_since(cloud: Cloud, moment: datetime) -> list[str]:
     """The services of Nova and Cinder that have not reported since `moment`, in words; for use in the lab's
     network.
 
-    After a start the APIs call them up for a minute, by what they reported before they were stopped.
+    After a start the APIs call them up for a minute, by what they reported before they were stopped. Cinder's
+    scheduler, which has started, too, makes no volume before a backend has told it what it has.
     """
     moment = moment.astimezone(UTC).replace(tzinfo=None)
-    silent = []
+    silent: list[object] = []
     endpoints = {each.type for service in cloud.services for each in service.identity.services}
     for kind in sorted(endpoints & _SERVICES):
         reported = {
@@ -103,7 +106,9 @@ def silent_since(cloud: Cloud, moment: datetime) -> list[str]:
         }
         wanted = wanted_agents(cloud.services, cloud.blueprint.nodes, kind)
         silent += [agent for agent in wanted if reported.get(agent, _NEVER) < moment]
-    return [f"{agent} has not reported yet" for agent in silent]
+    if VOLUMES in endpoints and not cloud.api.get(VOLUMES, "/scheduler-stats/get_pools")["pools"]:
+        silent.append("a backend of volumes")
+    return [f"{each} has not reported yet" for each in silent]
 
 
 def _services(kind: str, cloud: Cloud) -> dict[Agent, bool]:
