@@ -13,6 +13,7 @@ from typing import Any
 from openstack import exceptions
 from openstack.connection import Connection
 
+from stacklab.check.agents import VOLUMES
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Unmet
 
@@ -98,7 +99,7 @@ class _Kind:
 
 def _storage(cloud: Cloud, api: Connection) -> list[_Kind]:
     """What Cinder keeps, in the order in which it can be deleted; nothing where there is no Cinder."""
-    if "volumev3" not in cloud.api.token.catalog:
+    if VOLUMES not in cloud.api.token.catalog:
         return []
     storage = api.block_storage
     return [

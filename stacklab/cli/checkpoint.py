@@ -1,12 +1,11 @@
 """`stacklab checkpoint`: points in time of a lab, by name."""
 
-import sys
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, Yes, examples
+from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, Yes, confirm, examples
 from stacklab.cli.progress import progress
 from stacklab.cli.screen import print_json, print_table
 from stacklab.home import Home
@@ -60,8 +59,7 @@ def restore(
 
     home = Home.from_environment()
     restored = Lab.open(home, lab)
-    if not yes and sys.stdin.isatty():  # scripts say what they mean
-        typer.confirm(f"Put lab {lab} back on {name}? What came after that is gone.", abort=True)
+    confirm(f"Put lab {lab} back on {name}? What came after that is gone.", yes=yes)
     with progress(home, output, verbose=verbose) as screen:
         checkpoint.restore_checkpoint(restored, name, screen)
     if output is Output.TABLE:

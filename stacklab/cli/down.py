@@ -1,11 +1,10 @@
 """`stacklab down`: step back to a layer."""
 
-import sys
 from typing import Annotated
 
 import typer
 
-from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, Yes, examples
+from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, Yes, confirm, examples
 from stacklab.cli.progress import progress
 from stacklab.home import Home
 
@@ -29,8 +28,7 @@ def down(
 
     home = Home.from_environment()
     lowered = Lab.open(home, lab)
-    if not yes and sys.stdin.isatty():  # scripts say what they mean
-        typer.confirm(f"Step lab {lab} down to layer {to}? What came after that is gone.", abort=True)
+    confirm(f"Step lab {lab} down to layer {to}? What came after that is gone.", yes=yes)
     with progress(home, output, verbose=verbose) as screen:
         step_down(lowered, to, screen)
     if output is Output.TABLE:

@@ -1,6 +1,7 @@
 """The options that several verbs share."""
 
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -74,6 +75,15 @@ Verbose = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is discarded; not where there is no terminal, as scripts say what they mean.
+
+    Raises typer.Abort when the answer is no.
+    """
+    if not yes and sys.stdin.isatty():
+        typer.confirm(question, abort=True)
 
 
 def examples(*lines: str) -> str:

@@ -187,7 +187,7 @@ class Store:
             if found:
                 return found
             self.make_way(final)
-            for left in [*self.folder.glob(f"{_BUILDING}{final.name}-*")]:
+            for left in list(self.folder.glob(f"{_BUILDING}{final.name}-*")):
                 remove_tree(left)
             building = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{_BUILDING}{final.name}-"))
             try:
