@@ -107,3 +107,11 @@ def run_and_kill(watched: Watched, point: Point, *arguments: str, log: Path) -> 
             break
     process.kill()
     return process.wait() < 0
+
+
+def run_and_kill_at(watched: Watched, name: str, *arguments: str, log: Path) -> bool:
+    """Run a command and kill it as soon as a mark with this name shows; returns whether one did."""
+    process = watched.program.start(*arguments, log=log)
+    shown = name in watched.marks(process)
+    process.kill()
+    return process.wait() < 0 and shown

@@ -23,7 +23,7 @@ from stacklab.images import store as store_module
 from stacklab.images.digest import damage
 from stacklab.images.store import Image, Store
 from stacklab.journal import Journal
-from tests.lab.kills import Point, Watched, choose, rehearse, run_and_kill
+from tests.lab.kills import Watched, choose, rehearse, run_and_kill, run_and_kill_at
 from tests.lab.program import Done, Program, TestLab
 
 SEED = 20251121
@@ -223,8 +223,8 @@ class TestDown:
         """Killed -9 in the middle the first time; `start` completes it."""
         watched = Watched(source.program, (source.name,))
         down = ("down", "--to", "1", "--lab", source.name)
-        point = Point(1, 0.1, "thaw forgets the layers")
-        assert run_and_kill(watched, point, *down, log=tmp_path / "down.log")
+        # Before this event it may die without a trace; after it, the lab is on its way and must arrive.
+        assert run_and_kill_at(watched, "step.forgotten", *down, log=tmp_path / "down.log")
         source.run("start")
         before = source.events(["task"])
         source.up()
