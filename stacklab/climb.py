@@ -321,9 +321,13 @@ class Climb:
         late: not when it came up, so there may be the user's own data in it; the title says so.
         """
         wanted = recipe(self.blueprint, layer, self.host, images_at_hand(self.store, self.blueprint))
-        if self.store.find(LAYER, wanted) is None:
+        image = self.store.find(LAYER, wanted)
+        if image is None:
             title = title_of(self.blueprint, layer) + (", frozen later" if late else "")
-            freeze(self.lab, self.store, LAYER, wanted, title=title)
+            image = freeze(self.lab, self.store, LAYER, wanted, title=title)
+        settings = self.lab.settings
+        images = settings.layer_images | {layer: image.name}
+        self.lab.save(settings.model_copy(update={"layer_images": images}))
 
     def _stop_gone_units(self, rendered: Rendered) -> None:
         """Stop the units of services that the lab had, or a climb of it that was cut off, and has no more."""

@@ -97,8 +97,14 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
         if image.kind != "layer":  # these are found by what they are made of
             _refuse_others(lab, frozen, image)
         back = STATE if image.kind == "layer" else (*STATE, *CHOICES)
+        images = frozen.layer_images | ({frozen.layer: image.name} if image.kind == "layer" else {})
         settings = lab.settings.model_copy(
-            update={"thawing": image.name, "unfrozen": 0, **{name: getattr(frozen, name) for name in back}}
+            update={
+                "thawing": image.name,
+                "unfrozen": 0,
+                "layer_images": images,
+                **{name: getattr(frozen, name) for name in back},
+            }
         )
         lab.save(settings)
         lab.namespace.stop()

@@ -116,8 +116,9 @@ def _put(lab: Lab, store: Store, image: Image) -> None:
     for folder in (lab.folder / "rendered").glob("layer-*"):
         if int(folder.name.removeprefix("layer-")) > lab.settings.layer:
             remove_tree(folder)
-    # A checkpoint may be older than the templates; what they have changed since is for `up` to do.
-    if lab.settings.layer and image.inputs.get("made_of", "") in ("", made_of(lab, store)):
+    # An image may be older than the templates; what they have changed since is for `up` to do.
+    built_by = image.inputs.get("made_of") or image.key
+    if lab.settings.layer and built_by == made_of(lab, store):
         rendered = _rendered(lab, store)
         rendered.write(lab.folder / "rendered" / f"layer-{rendered.layer}")
         record_layers(lab, _keys(rendered))
@@ -211,6 +212,9 @@ def _image_of(lab: Lab, store: Store, blueprint: Blueprint) -> Image:
         images_at_hand(store, blueprint),
     )
     image = store.find(LAYER, wanted)
+    came_up_as = lab.settings.layer_images.get(blueprint.target, "")
+    if image is None and store.holds(came_up_as):  # templates or the choice of services have changed since
+        image = store.get(came_up_as)
     if image is None:
         others = [other for other in store.all(LAYER) if other.inputs["layer"] == blueprint.target]
         why = "\n".join(changes(others[0].inputs, wanted)) if others else "no image of this layer is there"

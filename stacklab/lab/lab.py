@@ -89,6 +89,8 @@ class LabSettings(BaseModel):
     """The services that are up, in the order in which they came."""
     unfrozen: int = 0
     """The layer that is still to be frozen, as that failed or was cut off; 0 where none is."""
+    layer_images: dict[int, str] = {}
+    """By layer, the image that holds it as it was when it came up."""
     thawing: str = ""
     """The image that the lab is just being put on; it is to be done again when it was cut off."""
     stepping_down: SteppingDown | None = None

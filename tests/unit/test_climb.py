@@ -2,20 +2,25 @@
 
 import errno
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stacklab import climb as climb_module
+from stacklab import restore as restore_module
 from stacklab.blueprint import UpRequest, resolve, resolve_climb
 from stacklab.climb import Climb, up
 from stacklab.errors import LabBusy, StepFailed
 from stacklab.home import Home
+from stacklab.images import store as store_module
 from stacklab.images.guest import Guest
+from stacklab.images.store import Image, Store
 from stacklab.lab.lab import Lab
 from stacklab.lab.machine import MachineNetwork
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
+from stacklab.restore import down
 from tests.unit.catalogs import write, write_profile, write_service
 
 HOST = HostFacts(kvm=False, openvswitch=False)
@@ -97,6 +102,11 @@ def test_what_another_command_is_about_to_change_is_not_read(lab: Played) -> Non
         up(lab.home, UpRequest(lab="blue", profile="no such profile"), lambda _: None)
 
 
+@pytest.fixture(autouse=True)
+def images_are_not_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "seal_in_background", lambda _: None)
+
+
 class Stage:
     """What a climb does to the nodes, in words; and what it fails with when it freezes."""
 
@@ -107,10 +117,11 @@ class Stage:
     def check(self, _lab: Lab, _blueprint: object, layer: int) -> None:
         self.done.append(f"check {layer}")
 
-    def freeze(self, *_: object, title: str) -> None:
+    def freeze(self, _lab: Lab, store: Store, kind: str, inputs: Mapping[str, Any], *, title: str) -> Image:
         if self.full:
             raise self.full
         self.done.append(f"freeze {title}")
+        return store.add(kind, inputs, lambda _: None, stands_on=[], title=title)
 
 
 @pytest.fixture
@@ -160,3 +171,15 @@ def test_a_layer_counts_as_checked_when_it_is_written_down_that_the_lab_stands_o
     assert climb(lab, 2).run()
     assert lab.settings.layer == 2
     assert stage.done == ["check 2", "check 2", "freeze layer 2 of cloud"]
+
+
+def test_a_step_down_finds_a_layer_as_it_came_up_though_it_would_be_built_otherwise_today(
+    lab: Played, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert climb(lab, 2).run()
+    thawed: list[Image] = []
+    monkeypatch.setattr(restore_module, "restore", lambda _lab, _store, image: thawed.append(image))
+    write(Path(lab.settings.path[0]) / "services" / "two" / "files" / "etc" / "two.conf.j2", "new\n")
+    down(lab, 2, lambda _: None)
+    assert [image.name for image in thawed] == [lab.settings.layer_images[2]]
+    assert stage.done == ["check 2", "freeze layer 2 of cloud"]
