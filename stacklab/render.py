@@ -328,15 +328,13 @@ class Renderer:
     ) -> Scope:
         context = self._context(node, services)
 
-        def files_hash(service: Service) -> str:
+        def files_of(service: Service) -> Mapping[str, bytes]:
             top = service.folder / "files"
             paths = [
                 f"/{file.relative_to(top).as_posix()}".removesuffix(".j2") for file in sorted(top.rglob("*"))
             ]
             tree = files[node.name]
-            return hashlib.sha256(
-                b"\0".join(tree[path].content for path in paths if path in tree)
-            ).hexdigest()
+            return {path: tree[path].content for path in paths if path in tree}
 
         def render(service: Service, command: Command) -> str:
             where = next(where for each, where in service.commands_in_place() if each is command)
@@ -349,7 +347,7 @@ class Renderer:
             alone=self._alone,
             provider=self._provider,
             secrets=self.secrets,
-            files_hash=files_hash,
+            files=files_of,
             render=render,
             image_digests={
                 image.name: _digest(self._image_files(services)[image.file])

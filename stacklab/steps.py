@@ -14,7 +14,7 @@ A step that has a stamp is not run again while its stamp, the hash of what went 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ REGISTER = ["/usr/bin/python3", "/usr/lib/stacklab/register.py"]
 class Step:
     """One step on a node, as `playbooks/library/converge.py` takes it.
 
-    kind: command, units or ports. run: shell text, or a list of words. timeout: in seconds. whole: what the
-    step makes together with others. undo: shell text that takes away what a cut-off step of it has left.
+    kind: command, units or ports. run: shell text, or a list of words. timeout: in seconds. files: the paths
+    of what units read. whole: what the step makes together with others. undo: shell text that takes away what
+    a cut-off step of it has left.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Step:
     ports: tuple[tuple[str, int], ...] = ()
     timeout: int = 300
     stamp: str = ""
+    files: tuple[str, ...] = ()
     whole: str = ""
     undo: str = ""
 
@@ -65,6 +67,7 @@ class Step:
             "ports": [list(port) for port in self.ports],
             "timeout": self.timeout,
             "stamp": self.stamp,
+            "files": list(self.files),
             "whole": self.whole,
             "undo": self.undo,
         }
@@ -76,7 +79,7 @@ class Scope:
     """What the steps of one node are made for.
 
     provider: the provider network. services: those of the lab up to the layer, in order. alone: the lab has
-    no other node. files_hash: the hash of a service's files on the node. render: renders the text of a
+    no other node. files: a service's files on the node, content by path. render: renders the text of a
     service's command. secrets: by service and name. admin: how to log in. image_digests: of the files of
     images to upload, by image.
     """
@@ -87,7 +90,7 @@ class Scope:
     services: Sequence[Service]
     alone: bool
     secrets: dict[str, dict[str, str]]
-    files_hash: Callable[[Service], str]
+    files: Callable[[Service], Mapping[str, bytes]]
     render: Callable[[Service, Command], str]
     admin: dict[str, str]
     image_digests: dict[str, str]
@@ -142,8 +145,9 @@ class _Builder:
         ):
             name = f"{service.name}/{role}"
             if part.units:
-                stamp = _hash(self.scope.files_hash(service), part.units)
-                self._add(Step(name, "units", done, units=part.units, stamp=stamp))
+                files = self.scope.files(service)
+                stamp = _hash(files, part.units)
+                self._add(Step(name, "units", done, units=part.units, stamp=stamp, files=tuple(files)))
                 done = (name,)
             if part.ports:
                 ports = tuple((self.scope.node.address, port) for port in part.ports)

@@ -38,8 +38,8 @@ options:
         empty)."
       - "kind command: run (shell text for /bin/sh -e, or a list of words); as (user); stdin.
         Passed over while its stamp is the one it last passed with."
-      - "kind units: units, enabled and running in the end. Those that run are restarted when the stamp is
-        not the one of their last start, or when restart is true."
+      - "kind units: units, enabled and running in the end; files, paths of what they read. Those that run
+        are restarted when the stamp is not the one of their last start, or a file was written since."
       - "whole: the name of something that several steps make together, a database for one. Until it was
         complete once, one of them that was cut off, or failed, has all of them done again, for it may have
         left a half. The shell text undo of its first step then runs before that step does."
@@ -101,9 +101,9 @@ class Step:
     stdin: str = ""
     units: tuple[str, ...] = ()
     ports: tuple[tuple[str, int], ...] = ()
-    restart: bool = False
     timeout: float = DEFAULT_TIMEOUT
     stamp: str = ""
+    files: tuple[str, ...] = ()
     whole: str = ""
     undo: str = ""
 
@@ -125,9 +125,9 @@ def read_steps(documents: Sequence[Mapping[str, Any]]) -> list[Step]:
             stdin=document.get("stdin", ""),
             units=tuple(document.get("units", ())),
             ports=tuple((address, int(port)) for address, port in document.get("ports", ())),
-            restart=bool(document.get("restart")),
             timeout=float(document.get("timeout") or DEFAULT_TIMEOUT),
             stamp=document.get("stamp", ""),
+            files=tuple(document.get("files", ())),
             whole=document.get("whole", ""),
             undo=document.get("undo", ""),
         )
@@ -398,9 +398,15 @@ class Stamps:
     folder: Path
 
     def hold(self, step: Step) -> bool:
-        """Whether the step passed with this very stamp."""
+        """Whether the step passed with this very stamp, and no file of it was written since."""
+        if not step.stamp:
+            return False
+        stamp = self._file(step)
         try:
-            return bool(step.stamp) and self._file(step).read_text() == step.stamp
+            then = stamp.stat().st_mtime_ns
+            return stamp.read_text() == step.stamp and all(
+                Path(file).lstat().st_mtime_ns <= then for file in step.files
+            )
         except OSError:
             return False
 
@@ -562,7 +568,7 @@ class Walk:
         """Whether a step that passed once needs nothing: a command stays done, a unit may have ended."""
         if step.kind == "command":
             return True
-        if step.kind == "ports" or step.restart:
+        if step.kind == "ports":
             return False
         states = self.systemd.states(step.units)
         self._restarts |= {state.name: state.restarts for state in states}
@@ -591,7 +597,7 @@ class Walk:
         self._raise_faults([state for state in states if state.load != "loaded"])
         off = [state.name for state in states if state.file == "disabled"]
         spent = [state.name for state in states if state.active == "failed"]
-        restart = step.restart or (bool(step.stamp) and not known)
+        restart = bool(step.stamp) and not known
         calls = [["reset-failed", *spent]] * bool(spent)
         # the reload that `enable` does costs 0.3 s and more each time, and was done for all at the beginning
         calls += [["enable", "--quiet", "--no-reload", *off]] * bool(off)

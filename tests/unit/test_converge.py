@@ -392,10 +392,15 @@ class TestUnits:
         assert states(node.walk(units("one"))) == {"nova/units": "passed"}
         assert node.systemd.calls[-1][0] == "start"
 
-    def test_restart_is_done_where_asked(self, node: Node) -> None:
-        node.walk(units("one"))
-        node.walk(units("one", restart=True))
-        assert node.systemd.calls[-1][0] == "restart"
+    def test_they_are_restarted_when_a_file_of_theirs_was_written_since(self, node: Node) -> None:
+        file = node.folder / "nova.conf"
+        file.touch()
+        of = units("one", files=[str(file)])
+        assert states(node.walk(of)) == {"nova/units": "passed"}
+        assert states(node.walk(of)) == {"nova/units": "skipped"}
+        os.utime(file, (time.time() + 1, time.time() + 1))
+        assert states(node.walk(of)) == {"nova/units": "passed"}
+        assert [words[0] for words in node.systemd.calls] == ["start", "restart"]
 
     def test_a_failed_unit_is_told_with_its_last_words(self, node: Node) -> None:
         node.systemd.broken = ["nova-api"]

@@ -41,15 +41,14 @@ def lab(tmp_path: Path) -> Lab:
     return lab
 
 
-def put_back(lab: Lab, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the lab on the image of a layer; what that does to disks is left out."""
+def put_back(lab: Lab, layer: int, monkeypatch: pytest.MonkeyPatch, key: str = "") -> None:
+    """Put the lab on the image of a layer, of today's or with a key; what that does to disks is left out."""
 
-    def thaw(lab: Lab, *_: object) -> None:
-        lab.journal.forget("layer-")
-        lab.save(lab.settings.model_copy(update={"layer": layer}))
-
-    monkeypatch.setattr(restore, "thaw", thaw)
-    restore._put(lab, store_of(lab.home), Image("layer", "0" * 64, lab.folder, {}))
+    store = store_of(lab.home)
+    lab.save(lab.settings.model_copy(update={"layer": layer}))
+    image = Image("layer", key or restore.made_of(lab, store), lab.folder, {})
+    monkeypatch.setattr(restore, "thaw", lambda lab, *_: lab.journal.forget("layer-"))
+    restore._put(lab, store, image)
 
 
 def planned(lab: Lab, layer: int | None = None) -> Plan:
@@ -63,6 +62,11 @@ def test_a_lab_that_was_put_back_on_its_layer_needs_nothing(
     assert [layer.number for layer in planned(lab).layers] == [2]
     put_back(lab, 2, monkeypatch)
     assert list(lines(planned(lab), "")) == ["Lab blue, up to layer 2.", "Nothing to do."]
+
+
+def test_what_an_older_image_lacks_is_planned(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_back(lab, 2, monkeypatch, key="0" * 64)
+    assert [layer.number for layer in planned(lab).layers] == [2]
 
 
 def test_after_a_step_down_the_files_of_the_layer_above_are_planned_anew(
