@@ -81,6 +81,8 @@ def _asleep(lab: Lab) -> Iterator[None]:
 def thaw(lab: Lab, store: Store, image: Image) -> None:
     """Put a lab, new or standing, on an image: what its nodes had is gone. It is off afterwards.
 
+    Its settings say `thawing` until the caller has done what belongs to it.
+
     Raises StepFailed when the image is not what it was when it was frozen, UsageError when it is of a lab
     that was made otherwise; then the lab is left as it was.
     """
@@ -118,7 +120,6 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
         for node in settings.nodes:
             lab.provider.destroy(node)
             lab.provider.create(node, [each.tree_of(node.name) for each in chain], identity_files(lab, node))
-        lab.save(settings.model_copy(update={"thawing": ""}))
 
 
 def _refuse_others(lab: Lab, frozen: LabSettings, image: Image) -> None:

@@ -236,7 +236,7 @@ class Journal:
         poll: seconds between looks. Ends when `until()` is true (all that was recorded before is still given)
         or when the file is gone, as after `destroy`.
         """
-        identity: tuple[int, int] | None = None
+        identity = _identity(self.path)
         while True:
             last = until()
             for event in self.read(after):

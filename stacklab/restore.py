@@ -122,6 +122,7 @@ def _put(lab: Lab, store: Store, image: Image) -> None:
         rendered = _rendered(lab, store)
         rendered.write(lab.folder / "rendered" / f"layer-{rendered.layer}")
         record_layers(lab, _keys(rendered))
+    lab.save(lab.settings.model_copy(update={"thawing": ""}))
 
 
 def made_of(lab: Lab, store: Store) -> str:

@@ -391,12 +391,16 @@ class Lab:
     def client_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """The variables for a command in the lab's network: the person's own, and the cloud's credentials.
 
-        The programs beside this Python (the `openstack` client) come first on the PATH.
+        The programs beside this Python (the `openstack` client) come first on the PATH; no proxy is asked for
+        the nodes.
         """
         # An OS_CLOUD or OS_TOKEN left over from another cloud would win over the lab's credentials.
         own = {name: value for name, value in inherited.items() if not name.startswith("OS_")}
         path = f"{Path(sys.prefix) / 'bin'}:{inherited.get('PATH', os.defpath)}"
-        return {**own, **self.environment(), "PATH": path, "STACKLAB_LAB": self.name}
+        named = inherited.get("no_proxy") or inherited.get("NO_PROXY") or "localhost"
+        direct = ",".join([named, *(node.address for node in self.settings.nodes)])
+        proxies = {"no_proxy": direct, "NO_PROXY": direct}
+        return {**own, **self.environment(), **proxies, "PATH": path, "STACKLAB_LAB": self.name}
 
     def enter_command(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` in the lab's network. Raises StepFailed when the lab is down."""

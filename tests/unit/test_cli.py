@@ -529,8 +529,9 @@ def test_a_program_that_is_not_there_is_named() -> None:
 def test_the_clouds_credentials_replace_those_of_any_other_cloud(lab: Lab) -> None:
     (lab.folder / "secrets.yaml").write_text("keystone: {admin: s3cret}\n")
     environment = lab.client_environment(
-        {"OS_CLOUD": "work", "OS_TOKEN": "x", "HOME": "/root", "PATH": "/usr/bin"}
+        {"OS_CLOUD": "work", "OS_TOKEN": "x", "HOME": "/root", "PATH": "/usr/bin", "no_proxy": "work.test"}
     )
+    assert environment["no_proxy"] == "work.test,10.20.0.11"
     assert environment["OS_PASSWORD"] == "s3cret"
     assert environment["HOME"] == "/root"
     assert environment["STACKLAB_LAB"] == "blue"
