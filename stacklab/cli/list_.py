@@ -14,8 +14,8 @@ def list_(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None
     """List the labs of this machine."""
     from stacklab.lab import Lab
 
-    labs = []
-    for lab in Lab.all(Home.from_environment()):
+    labs, there = [], Lab.all(Home.from_environment())
+    for lab in there:
         try:
             settings = lab.settings
         except LabDamaged as error:
@@ -35,7 +35,7 @@ def list_(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None
     if output is Output.JSON:
         print_json(labs)
         return
-    if not labs:
+    if not there:
         typer.echo("No labs on this machine. `stacklab up --layer 1` makes one.")
         return
     headers = ["name", "state", "layer", "profile", "release", "topology", "nodes"]
