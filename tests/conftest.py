@@ -1,5 +1,6 @@
 """What every test shares: its markers follow from its folder, and what is quick runs first."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ TESTS = Path(__file__).parent
 # Seconds after which a test of each kind is taken for hung; a test's own `timeout` marker goes before.
 TIMEOUTS = {"unit": 60, "source": 300, "lab": 1800}
 LAST = "test_the_end.py"
+
+# A shell that starts us in the background has us, and all that we start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _kind(item: pytest.Item) -> str:

@@ -48,6 +48,7 @@ def _cache(folder: Path) -> Path:
     if downloads.is_dir():  # links where they can be had, copies elsewhere
         linked = subprocess.run(["cp", "-al", str(downloads), str(cache)], check=False, capture_output=True)
         if linked.returncode != 0:
+            shutil.rmtree(cache / DOWNLOADS, ignore_errors=True)  # cp refuses links to what it copies
             subprocess.run(["cp", "-a", str(downloads), str(cache)], check=True)
     return cache
 

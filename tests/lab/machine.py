@@ -26,6 +26,7 @@ _OWN = (
 # Programs that a lab runs; one of them that is new and lives on is a leftover wherever it is.
 _PROGRAMS = re.compile(r"libvirt|virtlog|qemu|dnsmasq|ansible|ovs|ovn|ssh-agent|ssh: ")
 _LAB_GROUP = re.compile(r"/stacklab/([^/\n]+)")
+_SERVICE = re.compile(r"/([^/\n]+\.service)(?=/|$)", re.MULTILINE)
 _STATE = re.compile(r"(?:^|\0)STACKLAB_STATE=([^\0]*)")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 _KINDS = ("processes", "namespaces", "mounts", "interfaces", "routes", "firewall", "cgroups", "files")
@@ -66,7 +67,7 @@ class Machine:
             labs=frozenset(labs),
             shared=bool(others),
             processes=frozenset(_processes(beside, state)),
-            namespaces=frozenset(_namespaces(beside)),
+            namespaces=frozenset(_namespaces(beside, state)),
             mounts=frozenset(line.split()[4] for line in _text("/proc/self/mountinfo").splitlines()),
             interfaces=frozenset(path.name for path in Path("/sys/class/net").iterdir()),
             routes=frozenset(_routes()),
@@ -185,16 +186,28 @@ def _processes(labs: Collection[str], state: Path) -> Iterable[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         words = _text(folder / "cmdline").replace("\0", " ").strip()
         group = _text(folder / "cgroup")
-        whose = _STATE.search(_text(folder / "environ"))
         ours = _LAB_GROUP.search(group) or _PROGRAMS.search(words.partition(" ")[0])
-        if words and ours and not _is_of(labs, group) and (whose is None or whose[1] == str(state)):
+        if words and ours and not _is_of(labs, group) and not _has_other_state(folder, state):
             yield f"{folder.name} {words[:100]}"
 
 
-def _namespaces(labs: Collection[str]) -> Iterable[str]:
+def _has_other_state(process: Path, state: Path) -> bool:
+    """Whether a process, by its folder in /proc, was started with another state than the tests'."""
+    whose = _STATE.search(_text(process / "environ"))
+    return whose is not None and whose[1] != str(state)
+
+
+def _namespaces(labs: Collection[str], state: Path) -> Iterable[str]:
+    """The namespaces of all processes but those of other labs, and of services of the machine.
+
+    These may start meanwhile, and systemd gives some of them a namespace (PrivateTmp=).
+    """
+    ours = set(_SERVICE.findall(_text("/proc/self/cgroup")))
     for folder in Path("/proc").glob("[0-9]*"):
+        group = _text(folder / "cgroup")
         has_ended = not _parent_and_start(int(folder.name))[1]
-        if has_ended or _is_of(labs, _text(folder / "cgroup")):
+        is_of_machine = not _LAB_GROUP.search(group) and not ours.issuperset(_SERVICE.findall(group))
+        if has_ended or is_of_machine or _is_of(labs, group) or _has_other_state(folder, state):
             continue
         for kind in _NAMESPACES:
             try:
@@ -204,8 +217,10 @@ def _namespaces(labs: Collection[str]) -> Iterable[str]:
 
 
 def _routes() -> Iterable[str]:
+    """The routes and rules, without the seconds that what a router has told still holds for."""
+    left = re.compile(r" expires [0-9]+sec")
     for family in ("-4", "-6"):
-        yield from _output("ip", family, "route", "show", "table", "all")
+        yield from (left.sub("", line) for line in _output("ip", family, "route", "show", "table", "all"))
         yield from _output("ip", family, "rule")
 
 

@@ -14,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import yaml
@@ -35,7 +34,7 @@ from stacklab.restore import store_of
 from tests.lab.program import Done, Program, wait_for
 
 PROXY_PORT = 3128
-BOOT_SECONDS = 60.0
+BOOT_SECONDS = 120.0
 COPIED = ("Content-Type", "Content-Length", "Last-Modified", "ETag", "Content-Range")
 
 
@@ -89,7 +88,7 @@ class Rack:
         self._proxy: http.server.ThreadingHTTPServer | None = None
 
     def build(self, *names: str) -> None:
-        """Make the machines and wait until their SSH servers greet."""
+        """Make the machines and wait until they are up."""
         store = store_of(self.home)
         store.ensure("guest", guest_inputs(self.release.pockets), self._build_guest)
         base = ensure_base(
@@ -111,7 +110,7 @@ class Rack:
             self._proxy = http.server.ThreadingHTTPServer((MANAGEMENT.gateway, PROXY_PORT), _Relay)
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
         for name in names:
-            wait_for(f"SSH of {name}", partial(self._answers, name), BOOT_SECONDS)
+            self._wait_until_up(name)
 
     def _build_guest(self, folder: Path) -> None:
         """The guest is this machine's to build: at the desk in the rack nothing answers for the mirror."""
@@ -125,8 +124,14 @@ class Rack:
         with tempfile.TemporaryDirectory(dir=folder) as work:
             build_guest(folder, archive, Path(work))
 
-    def _answers(self, name: str) -> bool:
-        return self.run(name, "true").returncode == 0
+    def _wait_until_up(self, name: str) -> None:
+        """Wait until a machine's SSH server lets us in, and its systemd has nothing left to start."""
+
+        def is_up() -> bool:
+            jobs = self.run(name, "systemctl list-jobs -q")
+            return jobs.returncode == 0 and not jobs.stdout.strip()
+
+        wait_for(f"the boot of {name}", is_up, BOOT_SECONDS)
 
     def destroy(self) -> None:
         """End them, and remove all that they had."""
@@ -187,9 +192,9 @@ class Rack:
             connection.lookupByName(name).destroy()
 
     def power_on(self, name: str) -> None:
-        """Start a machine and wait until its SSH server greets."""
+        """Start a machine and wait until it is up."""
         self.provider.start(self.nodes[name])
-        wait_for(f"SSH of {name}", partial(self._answers, name), BOOT_SECONDS)
+        self._wait_until_up(name)
 
     def topology(self, hosts: Mapping[str, Mapping[str, object]]) -> str:
         """Write a topology of machines, each with what is said of it; the file's path."""

@@ -39,7 +39,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 KINDS = ("lxc", "vm")
 NODE = Node("controller", "10.20.0.11", ("controller",), memory=768, cpus=2)
 PACKAGE = "hello"
-EVENT_SECONDS = 3.0  # a tenth of that on a machine that does nothing else
+EVENT_SECONDS = 30.0  # a hundredth of that on a machine that does nothing else
+CLOCK_SECONDS = 2.0
 # libvirt's driver of containers tells of a killed first process what it tells of one that powered off.
 END_EVENT = {"lxc": "stacklab.domain.stopped", "vm": "stacklab.node.crashed"}
 
@@ -155,9 +156,10 @@ def test_what_was_frozen_comes_back_and_what_came_later_does_not(bench: Bench) -
     assert bench.store.name_of(bench.lab.provider.image(NODE)[0]) == image.name
 
 
-def test_a_node_that_ends_by_itself_is_in_the_journal_at_once_and_starts_again(bench: Bench) -> None:
+def test_a_node_that_ends_by_itself_is_in_the_journal_and_starts_again(bench: Bench) -> None:
+    process = first_process(bench.lab)
     began = time.time()
-    os.kill(first_process(bench.lab), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     wait_for("the node is off", lambda: bench.state() is NodeState.STOPPED, 10)
     kind = END_EVENT[bench.lab.settings.node_kind]
 
@@ -165,7 +167,6 @@ def test_a_node_that_ends_by_itself_is_in_the_journal_at_once_and_starts_again(b
         return [moment for moment in bench.events(kind) if moment > began]
 
     wait_for("the event", told, EVENT_SECONDS)
-    assert told()[0] - began < EVENT_SECONDS
     assert bench.lab.start()
     assert bench.run("cat /root/mark") == "before"
 
@@ -180,15 +181,21 @@ def test_its_memory_is_kept_where_it_can_be(bench: Bench) -> None:
     bench.run("mkdir -p /run/only-in-memory")
     boot = bench.run("cat /proc/sys/kernel/random/boot_id")
     image = freeze(bench.lab, bench.store, "checkpoint", inputs, memory=True)
+    frozen = time.time()
     assert bench.run("cat /proc/sys/kernel/random/boot_id") == boot, "the lab runs on"
     bench.run("rmdir /run/only-in-memory")
     thaw(bench.lab, bench.store, image)
+    tolerance = CLOCK_SECONDS * bench.lab.patience
+    # A clock that nobody sets is to be further behind than is forgiven.
+    wait_for("a clock that is wrong", lambda: time.time() - frozen > tolerance, 2 * tolerance)
     bench.lab.start()
     assert bench.run("cat /proc/sys/kernel/random/boot_id; ls -d /run/only-in-memory").split() == [
         boot,
         "/run/only-in-memory",
     ]
-    assert abs(float(bench.run("date +%s.%N")) - time.time()) < 2.0
+    before = time.time()
+    clock = float(bench.run("date +%s.%N"))
+    assert before - tolerance < clock < time.time() + tolerance
 
 
 def test_it_is_shut_down_in_order_and_not_by_force(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from stacklab.host.archive import Archive
 from stacklab.host.kvm import boot
 from stacklab.images.guest import Guest, build_guest
 from stacklab.model.catalog import Catalog
-from tests.lab.program import Program
+from tests.lab.program import Program, wait_for
 
 MIB = 2**20
 BOOT_SECONDS = 120.0  # a few when the machine has nothing else to do
@@ -166,7 +166,8 @@ def test_it_learns_from_a_config_drive_and_keeps_what_is_written(guest: Guest, f
         assert "disk" in machine.ssh("lsblk -lb --nodeps", user="guest")
         assert machine.ssh("cat /var/log/user-data.log").strip() == "user data ran as root"
         assert machine.ssh("cut -d: -f2 /etc/shadow | sort -u").strip() == "*"  # nobody has a password
-        machine.ssh("echo kept >/root/kept; reboot")
+        # Not before SSH has passed its exit status on: the guest ends the server first.
+        machine.ssh("echo kept >/root/kept; (sleep 1; reboot) >/dev/null 2>&1 &")
         machine.wait_until_up(times=2)
         assert machine.ssh("cat /root/kept; wc -l </root/user-data-ran").split() == ["kept", "1"]
         assert machine.press_power_button() == 0
@@ -179,7 +180,11 @@ def test_it_learns_from_the_metadata_service_and_takes_the_whole_disk(guest: Gue
     network = f",net=169.254.169.0/24,guestfwd=tcp:169.254.169.254:80-cmd:{service}"
     with running(guest, folder, disk="1G", network=network) as machine:
         assert machine.wait_until_up().group(1) == "probe"
-        assert int(machine.ssh("df -m / | tail -n 1").split()[1]) > 900
+        wait_for(
+            "a file system as large as the disk",
+            lambda: int(machine.ssh("df -m / | tail -n 1").split()[1]) > 900,
+            BOOT_SECONDS,
+        )
         assert machine.ssh("mkfs.ext4 -V 2>&1; blkid").count("guest") == 1
         address = "http://169.254.169.254/openstack/latest"
         assert '"name": "probe"' in machine.ssh(f"curl {address}/meta_data.json", user="guest")
@@ -193,9 +198,12 @@ def test_a_second_network_and_a_second_disk_can_be_used(guest: Guest, folder: Pa
     more = ["-nic", "user,model=virtio,net=10.9.0.0/24", "-drive", f"file={volume},format=raw,if=virtio"]
     with running(guest, folder, *config_drive(folder), *more) as machine:
         machine.wait_until_up()
-        addresses = machine.ssh("ip -4 -o addr")
-        assert "10.0.2.15/24" in addresses
-        assert "10.9.0.15/24" in addresses
+
+        def has_both_addresses() -> bool:
+            addresses = machine.ssh("ip -4 -o addr")
+            return "10.0.2.15/24" in addresses and "10.9.0.15/24" in addresses
+
+        wait_for("an address of each network", has_both_addresses, BOOT_SECONDS)
         device = machine.ssh(
             "for d in /sys/class/block/vd?; do [ $(cat $d/size) = 65536 ] && echo ${d##*/}; done"
         )

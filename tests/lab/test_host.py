@@ -54,6 +54,7 @@ def test_unknown_host_keys_are_refused_and_nothing_is_changed(rack: Rack) -> Non
 
 def test_all_that_is_wrong_with_two_hosts_is_told_at_once(rack: Rack) -> None:
     rack.do("brain", "systemd-run --quiet --unit=squatter python3 -m http.server 5000 --bind 127.0.0.1")
+    wait_for("the squatter", lambda: rack.do("brain", "ss -Hltn sport = :5000"), 30.0)
     rack.do("brain", "mkdir -p /opt/stack /var/lib/mysql/keystone /var/lib/mysql/shop")
     rack.do("muscle", "useradd --create-home guest; cp -r /root/.ssh ~guest/; chown -R guest ~guest/.ssh")
     before = {name: look(rack, name) for name in rack.nodes}

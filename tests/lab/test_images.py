@@ -10,8 +10,7 @@ import os
 import random
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ import pytest
 import yaml
 
 from stacklab.images import store as store_module
-from stacklab.images.digest import damage
+from stacklab.images.digest import SEALED, damage
 from stacklab.images.store import Image, Store
-from stacklab.journal import Journal
+from stacklab.journal import STEP_STARTED, Journal
 from tests.lab.kills import Watched, choose, rehearse, run_and_kill, run_and_kill_at
-from tests.lab.program import Done, Program, TestLab
+from tests.lab.program import Done, Program, TestLab, wait_for
 
 SEED = 20251121
 POINTS = 7  # of each kind; a command may by chance have ended before it is killed at the last one or two
@@ -33,16 +32,17 @@ KILLED = 5
 IDENTITY = "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub /root/.ssh/authorized_keys"
 DATA = "/root/data"
 FILES = 1500
+SEAL_SECONDS = 300.0  # at the lowest priority, beside labs
 DIGEST = f"cd {DATA} && cat $(ls | sort -n) | sha256sum"
 
 
-def link_images(source: Path, cache: Path, kinds: str = "*") -> Path:
-    """A cache of its own with the images of another, and its packages, as links."""
+def link_images(source: Path, cache: Path, kinds: Sequence[str] = ("",)) -> Path:
+    """A cache of its own with the images of another, once they are sealed, and its packages, as links."""
     (cache / "images").mkdir(parents=True)
-    for kind in kinds.split():
-        for image in (source / "images").glob(f"{kind}-*"):
-            if (image / "image.json").is_file():
-                subprocess.run(["cp", "-al", str(image), str(cache / "images")], check=True)
+    for kind in kinds:
+        for image in Store(source / "images").all(kind):
+            wait_for(f"the sealing of {image.name}", (image.folder / SEALED).exists, SEAL_SECONDS)
+            subprocess.run(["cp", "-al", str(image.folder), str(cache / "images")], check=True)
     subprocess.run(["cp", "-al", str(source / "packages"), str(cache)], check=True)
     for file in source.glob("*.json"):
         shutil.copy(file, cache)
@@ -132,13 +132,17 @@ class TestCheckpoint:
     ) -> None:
         source.openstack("network", "create", "--provider-network-type", "geneve", "later")
         source.exec("openstack", "image", "delete", "mine")
-        restore = source.program.start(
-            "checkpoint", "restore", "mine", "--lab", source.name, log=tmp_path / "restore.log"
-        )
-        try:
-            self._is_busy(source, restore)
-        finally:
-            code = restore.wait()
+        with Journal(source.program.state / "labs" / source.name / "journal.db") as journal:
+            before = journal.newest()
+            restore = source.program.start(
+                "checkpoint", "restore", "mine", "--lab", source.name, log=tmp_path / "restore.log"
+            )
+            try:
+                later = journal.follow(before, poll=0.05, until=lambda: restore.poll() is not None)
+                assert any(event.type == STEP_STARTED and event.data["name"] == "thaw" for event in later)
+                self._is_busy(source, restore)
+            finally:
+                code = restore.wait()
         assert code == 0, (tmp_path / "restore.log").read_text()
         assert records(source) == kept
         source.exec("openstack", "image", "save", "--file", str(tmp_path / "mine"), "mine")
@@ -146,9 +150,6 @@ class TestCheckpoint:
 
     def _is_busy(self, source: TestLab, restore: "subprocess.Popen[bytes]") -> None:
         """Another command is told the first one's words and process."""
-        deadline = time.monotonic() + 30
-        while "thaw" not in str(source.events(["step.started"])[-1]["data"]) and time.monotonic() < deadline:
-            time.sleep(0.2)
         refused = try_checkpoint(source, "save", "other")
         assert refused.returncode == 1
         words = " ".join(refused.stderr.split())
@@ -353,7 +354,9 @@ def plain(source: TestLab) -> Iterator[TestLab]:
     """A lab whose node stands on the packages and has some data, but no cloud: it starts in two seconds."""
     program = replace(
         source.program,
-        cache=link_images(source.program.cache, source.program.state.parent / "plain", "base packages guest"),
+        cache=link_images(
+            source.program.cache, source.program.state.parent / "plain", ("base", "packages", "guest")
+        ),
     )
     lab = TestLab(program, "image-plain")
     log = program.cache / "up.log"

@@ -76,10 +76,25 @@ class Node:
         walk.go(jobs)
         return walk.results
 
+    def has_passed(self, step: str) -> bool:
+        return (step, "passed") in [(told["id"], told["state"]) for told in self.told]
+
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
+
+
+def when(happens: Callable[[], bool], do: Callable[[], None]) -> None:
+    """Do something, in a thread, as soon as something else has happened; after 30 s all the same."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 30
+        while not happens() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        do()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def states(results: Results) -> dict[str, str]:
@@ -211,9 +226,9 @@ class TestCommands:
     def test_a_command_that_takes_too_long_is_killed_with_its_children(self, node: Node) -> None:
         child = node.folder / "child"
         result = node.walk(
-            {"id": "a", "run": f"echo begun; sleep 60 & echo $! > {child}; wait", "timeout": 0.5}
+            {"id": "a", "run": f"echo begun; sleep 60 & echo $! > {child}; wait", "timeout": 3}
         )["a"]
-        assert result["output"] == "no end after 0.5 s, so it was killed\nbegun"
+        assert result["output"] == "no end after 3 s, so it was killed\nbegun"
         deadline = time.monotonic() + 5
         while is_running(int(child.read_text())) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -256,9 +271,11 @@ class TestFailure:
         json.dumps(node.told)
 
     def test_stop_ends_what_runs(self, node: Node) -> None:
-        threading.Timer(0.3, node.processes.stop).start()
+        begun = node.folder / "begun"
+        when(begun.exists, node.processes.stop)
         results = node.walk(
-            {"id": "a", "run": "sleep 60", "stamp": "1"}, {"id": "b", "run": "true", "after": ["a"]}
+            {"id": "a", "run": f"touch {begun}; sleep 60", "stamp": "1"},
+            {"id": "b", "run": "true", "after": ["a"]},
         )
         assert states(results) == {"a": "failed", "b": "not-run"}
         assert results["a"]["output"] == "interrupted"
@@ -322,7 +339,7 @@ class TestWholes:
         assert self.fill(node) == {"db": "skipped", "sync": "skipped"}
 
     def test_a_half_that_was_left_by_a_killed_walk_is_found(self, node: Node) -> None:
-        threading.Timer(0.3, node.processes.stop).start()
+        when((node.folder / "made" / "half").exists, node.processes.stop)
         assert self.fill(node, "sleep 60") == {"db": "passed", "sync": "failed"}
         node.processes = converge.Processes(account=lambda name: None)
         assert self.fill(node) == {"db": "passed", "sync": "passed"}
@@ -434,13 +451,18 @@ class TestUnits:
         assert node.systemd.calls == []
 
     def test_a_unit_that_ends_after_its_start_fails_the_step(self, node: Node) -> None:
+        crashed = node.folder / "crashed"
+
         def crash() -> None:
-            time.sleep(0.3)
             started = node.systemd.units["nova-api"]
             node.systemd.units["nova-api"] = replace(started, active="failed", result="exit-code")
+            crashed.touch()
 
-        node.systemd.after_start = lambda: threading.Thread(target=crash).start()
-        results = node.walk(units("one"), {"id": "other", "run": "sleep 0.8"})
+        node.systemd.after_start = lambda: when(lambda: node.has_passed("nova/units"), crash)
+        results = node.walk(
+            units("one"), {"id": "other", "run": f"until [ -e {crashed} ]; do sleep 0.1; done"}
+        )
+        assert node.has_passed("nova/units")
         assert states(results) == {"nova/units": "failed", "other": "passed"}
         assert not (node.folder / "stamps" / "nova.units").exists()
 
@@ -448,7 +470,7 @@ class TestUnits:
         def loop() -> None:
             node.systemd.units["nova-api"] = replace(node.systemd.units["nova-api"], restarts=5)
 
-        node.systemd.after_start = lambda: threading.Timer(0.3, loop).start()
+        node.systemd.after_start = lambda: when(lambda: node.has_passed("nova/units"), loop)
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         ready = {"id": "nova/ready", "kind": "ports", "ports": [["127.0.0.1", port]], "after": ["nova/units"]}

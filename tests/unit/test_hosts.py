@@ -189,7 +189,10 @@ def test_a_host_is_asked_for_what_its_roles_need() -> None:
 
 
 class _Server(paramiko.ServerInterface):
-    """An SSH server that takes one user with one key, and answers every command with the same text."""
+    """An SSH server that takes one user with one key, and answers every command with the same text.
+
+    Only its clock goes on.
+    """
 
     def __init__(self, key: str, printed: str) -> None:
         self.key = key
@@ -210,7 +213,8 @@ class _Server(paramiko.ServerInterface):
             with suppress(OSError, EOFError, paramiko.SSHException):  # the other side may have gone
                 while channel.recv(65536):  # the probe, to its end
                     pass
-                channel.sendall(self.printed.encode())
+                printed = self.printed.replace("clock 1000.5", f"clock {time.time()}")
+                channel.sendall(printed.encode())
                 channel.send_exit_status(0)
                 channel.close()
 
@@ -231,7 +235,7 @@ def make_key(file: Path) -> paramiko.Ed25519Key:
 def served(folder: Path, name: str, printed: str = PRINTED) -> Iterator[tuple[Node, paramiko.PKey]]:
     """A host on loopback; its node, and the key that it shows."""
     user, host = make_key(folder / f"{name}-user"), make_key(folder / f"{name}-host")
-    printed = printed.replace("clock 1000.5", f"clock {time.time()}").replace("192.0.2.11", "127.0.0.1")
+    printed = printed.replace("192.0.2.11", "127.0.0.1")
     listener = socket.create_server(("127.0.0.1", 0))
     transports: list[paramiko.Transport] = []
 

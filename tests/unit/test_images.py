@@ -402,12 +402,12 @@ def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
 def test_a_lock_that_its_holder_takes_away_is_waited_for_all_the_same(tmp_path: Path) -> None:
     """Whoever waited for the file that has gone must not hold it beside one who has made it anew."""
     file = tmp_path / "locks" / "blue"
-    holding = threading.Event()
+    holding, tried = threading.Event(), threading.Event()
 
     def wait() -> None:
         with lock.hold(file, "it", wait=True):
             holding.set()
-            time.sleep(0.2)
+            tried.wait(10.0)
 
     with lock.hold(file, "it"):
         waiter = threading.Thread(target=wait)
@@ -418,6 +418,7 @@ def test_a_lock_that_its_holder_takes_away_is_waited_for_all_the_same(tmp_path: 
     assert holding.wait(10.0)
     with pytest.raises(LabBusy), lock.hold(file, "it"):
         pass
+    tried.set()
     waiter.join()
 
 

@@ -25,8 +25,8 @@ def test_a_kernel_that_gets_to_its_end_proves_it(tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_hangs_is_given_up_on_after_its_time(tmp_path: Path) -> None:
-    proof = boot(Path("vmlinuz"), program=program(tmp_path, "echo SeaBIOS; exec sleep 60"), seconds=0.5)
-    assert str(proof) == "no: a kernel did not boot within 0.5 s and ended after saying: SeaBIOS"
+    proof = boot(Path("vmlinuz"), program=program(tmp_path, "echo SeaBIOS; exec sleep 60"), seconds=3)
+    assert str(proof) == "no: a kernel did not boot within 3 s and ended after saying: SeaBIOS"
 
 
 def test_an_internal_error_of_kvm_ends_it_at_once(tmp_path: Path) -> None:

@@ -57,8 +57,10 @@ def test_ctrl_c_ends_the_wait_for_nodes_that_boot(home: Home) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         silent = Node("silent", "127.0.0.1", ("compute",), 0, 1, port=server.getsockname()[1])
     ended = []
+    begun = threading.Barrier(3)
 
     def wait(node: Node) -> None:
+        begun.wait(30)
         try:
             wait_for_ssh(lab, node)
         except Interrupted:
@@ -68,11 +70,17 @@ def test_ctrl_c_ends_the_wait_for_nodes_that_boot(home: Home) -> None:
     began = time.monotonic()
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
+
+    def interrupt() -> None:
+        begun.wait(30)
+        time.sleep(0.2)  # the main thread goes on to wait
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         lab.at_once(wait, [silent, silent])
-    timer.join()
+    thread.join()
     assert len(ended) == 2
     assert time.monotonic() - began < 10
 
