@@ -64,17 +64,26 @@ def thaw(name: str) -> tuple[float, float]:
     began, moment = time.monotonic(), datetime.now(UTC)
     with ThreadPoolExecutor(1) as pool:
         whole = pool.submit(stacklab, "up", "--layer", "1", "--lab", name)
-        while not serves(name, moment) and not whole.done():
+        cloud = None
+        while not whole.done() and not (cloud and serves(cloud, moment)):
+            cloud = cloud or made(name)
             time.sleep(0.2)
         return time.monotonic() - began, whole.result()
 
 
-def serves(name: str, moment: datetime) -> bool:
-    """Whether a token is issued, servers are listed and the compute service has reported since `moment`."""
+def made(name: str) -> Cloud | None:
+    """The cloud of a lab; None before it has been made."""
     try:
         lab = Lab.open(Home.from_environment(), name)
-        with lab.namespace.network():
-            cloud = Cloud.of(lab, resolve(lab, UpRequest(lab=name)), 1)
+        return Cloud.of(lab, resolve(lab, UpRequest(lab=name)), 1)
+    except (StacklabError, OSError):
+        return None
+
+
+def serves(cloud: Cloud, moment: datetime) -> bool:
+    """Whether a token is issued, servers are listed and the compute service has reported since `moment`."""
+    try:
+        with cloud.lab.namespace.network():
             cloud.api.get("compute", "/servers")
             silent = silent_since(cloud, moment)
     except (StacklabError, Unmet, OSError):
