@@ -72,9 +72,11 @@ def thaw(name: str) -> tuple[float, float]:
 
 
 def made(name: str) -> Cloud | None:
-    """The cloud of a lab; None before it has been made."""
+    """The cloud of a lab; None before it has been put on its image."""
     try:
         lab = Lab.open(Home.from_environment(), name)
+        if lab.settings.thawing or not lab.settings.layer:
+            return None
         return Cloud.of(lab, resolve(lab, UpRequest(lab=name)), 1)
     except (StacklabError, OSError):
         return None
