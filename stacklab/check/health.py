@@ -38,10 +38,12 @@ def look(lab: Lab, blueprint: Blueprint) -> list[str]:
         return [f"node '{node.name}' is {lab.provider.state(node)}" for node in stopped]
     address = lab.controller.address
     api = Api(lab.environment(), seconds=LOOK_SECONDS * lab.patience)
-    questions: list[Callable[[], list[str]]] = [partial(_token, api)]
+    questions: list[Callable[[], list[str]]] = []
     for node in blueprint.nodes:
         questions.append(partial(_units, lab, blueprint, node))
     for service in blueprint.services:
+        if "identity" in service.provides:
+            questions.append(partial(_token, api))
         for endpoint in service.identity.services:
             questions.append(partial(answers, f"http://{address}:{endpoint.port}/"))
     try:
