@@ -331,10 +331,9 @@ class Climb:
 
     def _stop_gone_units(self, rendered: Rendered) -> None:
         """Stop the units of services that the lab had, or a climb of it that was cut off, and has no more."""
-        before = sorted((self.lab.folder / "rendered").glob("layer-*"))
         for node in self.blueprint.nodes:
-            files = (folder / "files" / node.name / STEPS_FILE.lstrip("/") for folder in before)
-            had = {unit for file in files for unit in units_of_steps(file)}
+            # The node's own word: it may have been put on an image that is older than what was rendered last.
+            had = units_of_steps(self.lab.run_on(node.name, ["cat", STEPS_FILE]).stdout)
             gone = sorted(had - {unit for step in rendered.steps[node.name] for unit in step.units})
             if gone:
                 with self.lab.journal.step("stop what is gone", node.name, units=gone):

@@ -96,7 +96,7 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
             )
         chain = store.chain(image)
         frozen = LabSettings.model_validate(yaml.safe_load((image.folder / "lab" / SETTINGS).read_text()))
-        if image.kind != "layer":  # these are found by what they are made of
+        if image.kind != "layer":  # a layer's was made as this lab was, or is its own
             _refuse_others(lab, frozen, image)
         back = STATE if image.kind == "layer" else (*STATE, *CHOICES)
         images = frozen.layer_images | ({frozen.layer: image.name} if image.kind == "layer" else {})

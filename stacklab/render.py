@@ -301,9 +301,7 @@ class Renderer:
         for service in services:
             if not parts_on(service, node):
                 continue
-            top = service.folder / "files"
-            for source in sorted(file for file in top.rglob("*") if file.is_file()):
-                path = f"/{source.relative_to(top).as_posix()}".removesuffix(".j2")
+            for path, source in _sources(service):
                 ownership = service.files.ownership(path)
                 if ownership.on not in (None, *node.roles):
                     continue
@@ -329,12 +327,8 @@ class Renderer:
         context = self._context(node, services)
 
         def files_of(service: Service) -> Mapping[str, bytes]:
-            top = service.folder / "files"
-            paths = [
-                f"/{file.relative_to(top).as_posix()}".removesuffix(".j2") for file in sorted(top.rglob("*"))
-            ]
             tree = files[node.name]
-            return {path: tree[path].content for path in paths if path in tree}
+            return {path: tree[path].content for path, _ in _sources(service) if path in tree}
 
         def render(service: Service, command: Command) -> str:
             where = next(where for each, where in service.commands_in_place() if each is command)
@@ -481,6 +475,16 @@ def _node_facts(node: Node, index: int) -> dict[str, Any]:
 def _steps_file(steps: Sequence[Step]) -> RenderedFile:
     text = json.dumps([step.document() for step in steps], indent=1)
     return RenderedFile(text.encode(), mode=0o600)
+
+
+def _sources(service: Service) -> list[tuple[str, Path]]:
+    """The files of a service's folder, each with its path on a node; not what Python leaves beside them."""
+    top = service.folder / "files"
+    return [
+        (f"/{file.relative_to(top).as_posix()}".removesuffix(".j2"), file)
+        for file in sorted(top.rglob("*"))
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
 
 
 def _render_file(source: Path, context: Mapping[str, Any], problems: list[Problem]) -> bytes:

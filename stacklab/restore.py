@@ -117,12 +117,18 @@ def _put(lab: Lab, store: Store, image: Image) -> None:
         if int(folder.name.removeprefix("layer-")) > lab.settings.layer:
             remove_tree(folder)
     # An image may be older than the templates; what they have changed since is for `up` to do.
-    built_by = image.inputs.get("made_of") or image.key
-    if lab.settings.layer and built_by == made_of(lab, store):
+    if lab.settings.layer and _is_as_of_today(lab, store, image):
         rendered = _rendered(lab, store)
         rendered.write(lab.folder / "rendered" / f"layer-{rendered.layer}")
         record_layers(lab, _keys(rendered))
     lab.save(lab.settings.model_copy(update={"thawing": ""}))
+
+
+def _is_as_of_today(lab: Lab, store: Store, image: Image) -> bool:
+    try:
+        return (image.inputs.get("made_of") or image.key) == made_of(lab, store)
+    except UsageError:  # a folder of services that it was made of has moved: what is done next tells
+        return False
 
 
 def made_of(lab: Lab, store: Store) -> str:

@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from stacklab.blueprint import parts_on
@@ -146,7 +145,7 @@ class _Builder:
             name = f"{service.name}/{role}"
             if part.units:
                 files = self.scope.files(service)
-                stamp = _hash(files, part.units)
+                stamp = _hash(hashlib.sha256(b"\0".join(files.values())).hexdigest(), part.units)
                 self._add(Step(name, "units", done, units=part.units, stamp=stamp, files=tuple(files)))
                 done = (name,)
             if part.ports:
@@ -290,11 +289,9 @@ def _hash(*inputs: object) -> str:
     return hashlib.sha256(repr(inputs).encode()).hexdigest()
 
 
-def units_of_steps(file: Path) -> set[str]:
-    """The units that a file of steps, as it was rendered, starts; none where there is no such file."""
-    if not file.exists():
-        return set()
-    return {unit for step in json.loads(file.read_text()) for unit in step.get("units", ())}
+def units_of_steps(text: str) -> set[str]:
+    """The units that a file of steps, as it was rendered, starts; none where there is no text."""
+    return {unit for step in json.loads(text or "[]") for unit in step.get("units", ())}
 
 
 def units_of_service(text: str, service: str) -> list[str]:

@@ -398,7 +398,8 @@ class Lab:
         own = {name: value for name, value in inherited.items() if not name.startswith("OS_")}
         path = f"{Path(sys.prefix) / 'bin'}:{inherited.get('PATH', os.defpath)}"
         named = inherited.get("no_proxy") or inherited.get("NO_PROXY") or "localhost"
-        direct = ",".join([named, *(node.address for node in self.settings.nodes)])
+        # A lone asterisk stands for everything; in a list it is no more than a name.
+        direct = named if named == "*" else ",".join([named, *(node.address for node in self.settings.nodes)])
         proxies = {"no_proxy": direct, "NO_PROXY": direct}
         return {**own, **self.environment(), **proxies, "PATH": path, "STACKLAB_LAB": self.name}
 

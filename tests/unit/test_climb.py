@@ -39,6 +39,13 @@ fi
 """
 
 
+CAT = f"""\
+#!/bin/sh
+test "$1" = {STEPS_FILE} && set -- "$(dirname "$0")/steps.json"
+exec /bin/cat "$@"
+"""
+
+
 class Played(Lab):
     """A lab whose nodes have the programs of its folder `bin`, and those of this machine."""
 
@@ -84,9 +91,9 @@ def climb(lab: Lab, layer: int | None = None) -> Climb:
 
 def test_units_that_cannot_be_stopped_are_told_and_units_that_never_came_are_not_asked(lab: Played) -> None:
     steps = [{"id": "gone/controller", "units": ["old", "never"]}]
-    before = lab.folder / "rendered" / "layer-1" / "files" / "controller"
-    write(before / STEPS_FILE.lstrip("/"), json.dumps(steps))
     programs = lab.folder / "bin"
+    write(programs / "steps.json", json.dumps(steps))
+    write(programs / "cat", CAT).chmod(0o755)
     of = climb(lab)
     rendered = Renderer(lab.name, of.blueprint, {}, HOST).layer(1)
     of._stop_gone_units(rendered)

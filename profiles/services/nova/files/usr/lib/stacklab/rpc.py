@@ -2,7 +2,8 @@
 
 oslo.messaging looks for the reply to a call every half second (https://bugs.launchpad.net/bugs/2035113), and
 the start of a compute service or the boot of an instance makes a dozen calls, one after the other. Python
-reads this module at each start, by stacklab_rpc.pth; it does nothing before oslo.messaging is imported.
+runs this at each start, by stacklab_rpc.pth, which writes no bytecode for it; it does nothing before
+oslo.messaging is imported.
 """
 
 import sys
