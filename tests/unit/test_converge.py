@@ -39,6 +39,8 @@ class FakeSystemd(converge.Systemd):
     def call(self, words: Sequence[str], timeout: float, log: IO[bytes]) -> int:
         self.calls.append(list(words))
         verb, names = words[0], [word for word in words[1:] if not word.startswith("-")]
+        if verb == "reset-failed":
+            self.units |= {state.name: replace(state, restarts=0) for state in self.states(names)}
         if verb not in ("start", "restart"):
             return 0
         for state in self.states(names):
@@ -418,6 +420,14 @@ class TestUnits:
         os.utime(file, (time.time() + 1, time.time() + 1))
         assert states(node.walk(of)) == {"nova/units": "passed"}
         assert [words[0] for words in node.systemd.calls] == ["start", "restart"]
+
+    def test_one_that_ended_again_and_again_for_what_was_mended_since_is_not_told_as_broken(
+        self, node: Node
+    ) -> None:
+        trying = converge.UnitState("nova-api", "loaded", "enabled", "activating", "auto-restart", restarts=9)
+        node.systemd.units["nova-api"] = trying
+        assert states(node.walk(units("one"))) == {"nova/units": "passed"}
+        assert node.systemd.calls[0] == ["reset-failed", "nova-api"]
 
     def test_a_failed_unit_is_told_with_its_last_words(self, node: Node) -> None:
         node.systemd.broken = ["nova-api"]
