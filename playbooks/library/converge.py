@@ -596,7 +596,7 @@ class Walk:
         states = self.systemd.states(step.units)
         self._raise_faults([state for state in states if state.load != "loaded"])
         off = [state.name for state in states if state.file == "disabled"]
-        # Also what systemd starts again and again, for a reason that has been mended since: it is counted anew.
+        # Also what systemd starts again and again, for a reason that may be mended: it is counted anew.
         spent = [each.name for each in states if each.active == "failed" or (each.restarts and not each.runs)]
         self._restarts |= dict.fromkeys(spent, 0)
         restart = bool(step.stamp) and not known

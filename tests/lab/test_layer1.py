@@ -261,6 +261,12 @@ class TestFaults:
             layer1.run("ssh", "controller", "--", "systemctl", "restart", unit)
             assert set(layer1.exec("python3", "-c", AT_ONCE, url, token).split()) == {"200"}
 
+    def test_up_mends_a_configuration_that_was_broken_by_hand(self, layer1: TestLab) -> None:
+        layer1.run("ssh", "controller", "--", "echo '[[[' > /etc/nova/nova.conf; systemctl restart nova-api")
+        assert layer1.try_exec("openstack", "server", "list").returncode != 0
+        layer1.up()
+        layer1.exec("openstack", "server", "list")
+
     def test_a_killed_libvirtd_is_started_again_and_its_nodes_live_on(self, layer1: TestLab) -> None:
         def found(name: str) -> set[int]:
             return {pid for pid in layer1.processes() if name_of(pid) == name}
