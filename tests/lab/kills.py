@@ -80,14 +80,14 @@ def rehearse(watched: Watched, *arguments: str, log: Path) -> list[tuple[float, 
 
 
 def choose(rehearsed: Sequence[tuple[float, str]], count: int, seed: int) -> list[Point]:
-    """Points spread over the rehearsed run, in every gap between marks before in any twice."""
+    """Points all over the rehearsed run, in no order, in every gap between marks before in any twice."""
     chance = random.Random(seed)
     gaps = range(len(rehearsed) - 1)
     chosen: list[int] = []
     while len(chosen) < count:
         chosen += chance.sample(gaps, min(len(gaps), count - len(chosen)))
     points = []
-    for gap in sorted(chosen):
+    for gap in chosen:
         (at, name), (following, _) = rehearsed[gap], rehearsed[gap + 1]
         points.append(Point(gap, chance.random() * (following - at), name))
     return points
