@@ -2,11 +2,9 @@
 
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +28,7 @@ from stacklab.errors import Interrupted
 from stacklab.model.catalog import Catalog
 from stacklab.model.service import Scenario
 from stacklab.provide.provider import Node
+from tests.unit.interrupts import ctrl_c_once
 
 PASSED, FAILED, SKIPPED = CheckState.PASSED, CheckState.FAILED, CheckState.SKIPPED
 
@@ -363,24 +362,6 @@ def test_no_more_run_at_once_than_there_are_workers() -> None:
 
     assert len(run_jobs([work] * 8, lambda _: None, threading.Event(), workers=2)) == 8
     assert most == 2
-
-
-@contextmanager
-def ctrl_c_once(event: threading.Event) -> Iterator[None]:
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def interrupt() -> None:
-        event.wait(30)
-        time.sleep(0.2)  # the main thread goes on to wait
-        signal.pthread_kill(main, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
 
 
 def test_ctrl_c_lets_running_checks_put_away_what_they_made() -> None:

@@ -1,6 +1,5 @@
 """A lab by itself: its end, and what it does with several nodes at a time."""
 
-import signal
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ from stacklab.lab import lab as lab_module
 from stacklab.lab.access import wait_for_ssh
 from stacklab.lab.lab import Lab, LabSettings
 from stacklab.provide.provider import Node
+from tests.unit.interrupts import ctrl_c_once
 
 SETTINGS = LabSettings(profile="p", release="r", topology="t", node_kind="lxc")
 
@@ -68,19 +68,8 @@ def test_ctrl_c_ends_the_wait_for_nodes_that_boot(home: Home) -> None:
             raise
 
     began = time.monotonic()
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def interrupt() -> None:
-        begun.wait(30)
-        time.sleep(0.2)  # the main thread goes on to wait
-        signal.pthread_kill(main, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ctrl_c_once(begun):
         lab.at_once(wait, [silent, silent])
-    thread.join()
     assert len(ended) == 2
     assert time.monotonic() - began < 10
 
