@@ -7,7 +7,7 @@ these marks and a part of the time to the next one, and then kills -9.
 import random
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,22 @@ def run_and_kill(watched: Watched, point: Point, *arguments: str, log: Path) -> 
             break
     process.kill()
     return process.wait() < 0
+
+
+def kill_often(
+    watched: Watched, points: Iterable[Point], times: int, command: Callable[[], Sequence[str]], log: Path
+) -> Iterator[None]:
+    """Kill a command at one point after the other until it has died of that `times`; yields after each try.
+
+    command: prepares a try and gives the arguments.
+    """
+    killed = 0
+    for point in points:
+        killed += run_and_kill(watched, point, *command(), log=log)
+        yield
+        if killed == times:
+            return
+    raise AssertionError(f"killed {killed} times, not {times}")
 
 
 def run_and_kill_at(watched: Watched, name: str, *arguments: str, log: Path) -> bool:

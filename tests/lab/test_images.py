@@ -5,6 +5,7 @@ of the file. A cloud that comes up takes 25 s, so most kills hit a lab whose nod
 has data, though, and starts in two seconds.
 """
 
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from stacklab.images import store as store_module
 from stacklab.images.digest import SEALED, damage
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_STARTED, Journal
-from tests.lab.kills import Watched, choose, rehearse, run_and_kill, run_and_kill_at
+from tests.lab.kills import Watched, choose, kill_often, rehearse, run_and_kill_at
 from tests.lab.program import Done, Program, TestLab, wait_for
 
 SEED = 20251121
@@ -419,16 +420,15 @@ class TestKilled:
         program, log = plain.program, tmp_path / "log"
         watched = Watched(program, (plain.name,))
         marks = rehearse(watched, "checkpoint", "save", "kept", "--lab", plain.name, log=log)
-        killed = 0
-        for number, point in enumerate(choose(marks, POINTS, SEED)):
-            save = ("checkpoint", "save", f"try-{number}", "--lab", plain.name)
-            if killed == KILLED:
-                break
-            killed += run_and_kill(watched, point, *save, log=log)
+        tries = itertools.count()
+
+        def save() -> Sequence[str]:
+            return ("checkpoint", "save", f"try-{next(tries)}", "--lab", plain.name)
+
+        for _ in kill_often(watched, choose(marks, POINTS, SEED), KILLED, save, log):
             assert_whole_or_absent(program, expected)
             assert on_node(plain, DIGEST) == expected  # it goes on without any other command
             assert_comes_back(plain, expected)
-        assert killed == KILLED
         for name in checkpoints(plain):
             if name != "kept":
                 checkpoint(plain, "rm", name)
@@ -438,19 +438,18 @@ class TestKilled:
     def test_in_the_middle_of_thawing(self, plain: TestLab, expected: str, tmp_path: Path) -> None:
         program, log = plain.program, tmp_path / "log"
         watched = Watched(program, (plain.name,))
-        restore = ("checkpoint", "restore", "kept", "--lab", plain.name)
-        marks = rehearse(watched, *restore, log=log)
+        words = ("checkpoint", "restore", "kept", "--lab", plain.name)
+        marks = rehearse(watched, *words, log=log)
         assert on_node(plain, DIGEST) == expected
-        killed = 0
-        for point in choose(marks, POINTS, SEED):
-            if killed == KILLED:
-                break
+
+        def restore() -> Sequence[str]:
             on_node(plain, f"touch {DATA}.later")
-            killed += run_and_kill(watched, point, *restore, log=log)
+            return words
+
+        for _ in kill_often(watched, choose(marks, POINTS, SEED), KILLED, restore, log):
             assert_whole_or_absent(program, expected)
             # Whatever is done next completes it: before it began, the lab is as it was; after that, as saved.
             assert_comes_back(plain, expected)
-        assert killed == KILLED
 
     def test_in_the_middle_of_cloning(self, plain: TestLab, expected: str, tmp_path: Path) -> None:
         program, log = plain.program, tmp_path / "log"
@@ -459,17 +458,12 @@ class TestKilled:
         clone = ("clone", plain.name, copy.name)
         marks = rehearse(watched, *clone, log=log)
         copy.run("destroy", "--yes")
-        killed = 0
-        for point in choose(marks, POINTS, SEED):
-            if killed == KILLED:
-                break
-            killed += run_and_kill(watched, point, *clone, log=log)
+        for _ in kill_often(watched, choose(marks, POINTS, SEED), KILLED, lambda: clone, log):
             assert_whole_or_absent(program, expected)
             assert on_node(plain, DIGEST) == expected
             if (program.state / "labs" / copy.name / "lab.yaml").exists():
                 assert_comes_back(copy, expected)
                 copy.run("destroy", "--yes")
-        assert killed == KILLED
         assert_comes_back(plain, expected)
 
     def test_in_the_middle_of_pruning(
@@ -481,21 +475,20 @@ class TestKilled:
         watched = Watched(program, ())
         program.run("images", "prune")
         used = {image.name for image in store.all()}
-        outdate(store, 0)
-        marks = rehearse(watched, "images", "prune", log=log)
-        killed = 0
-        for number, point in enumerate(choose(marks, POINTS, SEED)):
-            if killed == KILLED:
-                break
-            outdate(store, number + 1)
-            killed += run_and_kill(watched, point, "images", "prune", log=log)
+        runs = itertools.count()
+
+        def prune() -> Sequence[str]:
+            outdate(store, next(runs))
+            return ("images", "prune")
+
+        marks = rehearse(watched, *prune(), log=log)
+        for _ in kill_often(watched, choose(marks, POINTS, SEED), KILLED, prune, log):
             left = {image.name: image for image in store.all()}
             assert used <= left.keys()
             assert_whole_or_absent(program, expected)
             for image in left.values():
                 if image.title == "outdated":
                     assert len(list(image.tree.iterdir())) == FILES
-        assert killed == KILLED
         program.run("images", "prune")
         assert used <= {image.name for image in store.all()}
         assert not list((program.cache / "images").glob(".building-*"))
