@@ -38,6 +38,11 @@ LINKS = Path("/etc/systemd/system")
 TREES = ("/etc", "/var", "/srv", "/opt")
 DEPTH = 3
 TAIL = 40
+NOT_THERE = ("not-installed", "config-files")
+CONFIGURATION_STAYS = (
+    "--option=Dpkg::Options::=--force-confdef",
+    "--option=Dpkg::Options::=--force-confold",
+)
 
 
 class Trouble(Exception):
@@ -48,7 +53,7 @@ class Trouble(Exception):
 class Snapshot:
     """What of a host installing packages may change."""
 
-    packages: dict[str, str]
+    packages: list[str]
     users: list[str]
     groups: list[str]
     links: list[str]
@@ -57,10 +62,8 @@ class Snapshot:
     @classmethod
     def take(cls) -> "Snapshot":
         """The host as it is now."""
-        show = ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package} ${Version}\n"]
-        installed = [line.split() for line in _output(show).splitlines() if line.startswith("installed ")]
         return cls(
-            packages={name: version for _, name, version in installed},
+            packages=[name for name, status in _packages().items() if status not in NOT_THERE],
             users=sorted(user.pw_name for user in pwd.getpwall()),
             groups=sorted(group.gr_name for group in grp.getgrall()),
             links=_links(),
@@ -112,10 +115,9 @@ class Ledger:
         if before is None:
             return
         now = self._take()
-        packages = sorted(now.packages.keys() - before["packages"].keys())
         entry = {
             "label": label or self.book.get("label", ""),
-            "packages": packages,
+            "packages": sorted(set(now.packages) - set(before["packages"])),
             "users": sorted(set(now.users) - set(before["users"])),
             "groups": sorted(set(now.groups) - set(before["groups"])),
             "folders": sorted(set(now.folders) - set(before["folders"])),
@@ -132,15 +134,17 @@ def install(ledger: Ledger, label: str, packages: Sequence[str]) -> None:
     """Install packages with apt, as the host itself is set up to; nothing starts meanwhile."""
     ledger.book["label"] = label
     ledger.settle(label)
-    missing = sorted(set(packages) - Snapshot.take().packages.keys())
-    if not missing:
+    there = _packages()
+    missing = sorted(name for name in packages if there.get(name) != "installed")
+    if not missing and not _half_installed():
         return
     ledger.begin()
     with _starts_forbidden(), LOG.open("ab") as log:
-        _apt(log, ["dpkg", "--configure", "--pending"])
         _apt(log, ["apt-get", "-q", "update"])
-        options = ["--option=Dpkg::Options::=--force-confdef", "--option=Dpkg::Options::=--force-confold"]
-        _apt(log, ["apt-get", "-q", "-y", "--no-install-recommends", *options, "install", *missing])
+        _mend(log)
+        if missing:
+            command = ["apt-get", "-q", "-y", "--no-install-recommends", *CONFIGURATION_STAYS, "install"]
+            _apt(log, [*command, *missing])
     ledger.settle(label)
     _quietly("systemctl", "daemon-reload")
     _quietly("systemd-tmpfiles", "--create", "--exclude-prefix=/dev")
@@ -226,7 +230,7 @@ def purge(entry: dict[str, Any]) -> None:
     if gone:
         _refuse_needed(gone)
         with _starts_forbidden(), LOG.open("ab") as log:
-            _apt(log, ["dpkg", "--configure", "--pending"])
+            _mend(log)
             _apt(log, ["apt-get", "-q", "-y", "purge", *gone])
     leftover = [name for name in entry["packages"] if name not in there]
     if leftover:  # removed by somebody, and their configuration not
@@ -387,6 +391,26 @@ def _apt(log: Any, argv: Sequence[str]) -> None:
             said.seek(offset)
             tail = said.read().decode(errors="replace").splitlines()[-TAIL:]
         raise Trouble("\n".join((f"`{' '.join(argv[:3])} ...` ended with {done.returncode}", *tail)))
+
+
+def _packages() -> dict[str, str]:
+    """The status of every package that dpkg knows, by name: "installed" when nothing is wrong with it."""
+    show = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n"]
+    lines = (line.split() for line in _output(show).splitlines())
+    return {name: status for name, status in lines}
+
+
+def _half_installed() -> bool:
+    """Whether installing or removing packages was cut off, by a power failure for one."""
+    return any(status not in ("installed", *NOT_THERE) for status in _packages().values())
+
+
+def _mend(log: Any) -> None:
+    """Complete what was cut off. Raises Trouble where apt cannot."""
+    if _half_installed():
+        with contextlib.suppress(Trouble):  # what is needed may be missing; apt sees to it
+            _apt(log, ["dpkg", "--configure", "--pending"])
+        _apt(log, ["apt-get", "-q", "-y", *CONFIGURATION_STAYS, "--fix-broken", "install"])
 
 
 def _environment() -> dict[str, str]:

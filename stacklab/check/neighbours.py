@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from stacklab.check.cloud import Cloud
-from stacklab.check.result import Checking, Unmet
+from stacklab.check.result import Checking
 from stacklab.check.trial import PROVIDER, Trial, play
 from stacklab.model.service import Service
 
@@ -57,7 +57,4 @@ class _First(Trial):
         """The other instance answers on their network, and on the provider's."""
         with self.console_in_failure():
             for network, size in ((self.name, 56), (self.name, LARGE_BYTES), (PROVIDER, 56)):
-                address = other.addresses[network]
-                said = self.run_inside(f"ping -c 3 -W 5 -s {size} {address} 2>&1")
-                if " 0% packet loss" not in said:
-                    raise Unmet(f"{address} does not answer a ping of {size} bytes", detail=said)
+                self.ping(other.addresses[network], size)

@@ -279,6 +279,15 @@ class Trial:
             with channel.makefile("rb") as output:
                 return output.read().decode(errors="replace")
 
+    def ping(self, address: str, size: int = 56) -> None:
+        """Ping an address from inside, with packets of `size` bytes. Raises Unmet when none is answered.
+
+        The first of them may be lost while the way is learned.
+        """
+        said = self.run_inside(f"ping -c 3 -W 5 -s {size} {address} 2>&1")
+        if f"bytes from {address}" not in said:
+            raise Unmet(f"{address} does not answer a ping of {size} bytes from inside", detail=said)
+
     @contextlib.contextmanager
     def _transport(self) -> Iterator[paramiko.Transport]:
         """An SSH connection as root. The host key is as new as the instance, so there is none to compare it

@@ -95,6 +95,9 @@ def _system(facts: Facts, lab: Wanted) -> Iterator[Complaint]:
         yield "it does not run systemd", "boot it with systemd"
     if not facts.python:
         yield "it has no Python, which Ansible needs", "apt-get install python3"
+
+
+def _packages(facts: Facts, lab: Wanted) -> Iterator[Complaint]:
     if facts.dpkg_broken:
         yield (
             "packages on it are half installed",
@@ -233,9 +236,10 @@ CHECKS: dict[str, Callable[[Facts, Wanted], Iterator[Complaint]]] = {
     "mirror": _mirror,
     "interface": _interface,
 }
-# Asked only of a host that is not part of this lab yet: later they are ours.
+# Asked only of a host that is not part of this lab yet: later they are ours, and so is what was cut off.
 FOREIGN: dict[str, Callable[[Facts, Wanted], Iterator[Complaint]]] = {
     "lab": _other_lab,
+    "packages": _packages,
     "ports": _ports,
     "services": _services,
     "openstack": _openstack,

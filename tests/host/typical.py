@@ -3,7 +3,8 @@
     .venv/bin/python -m tests.host.typical FOLDER       as root; emulated, it takes hours
 
 FOLDER takes the box, a fresh clone of this checkout and what comes of it, some 20 GiB; the transcript is
-FOLDER/transcript.txt. Needs ./bootstrap and the packages vagrant, vagrant-libvirt and slirp4netns. Vagrant,
+FOLDER/transcript.txt. The first command that fails ends the run; the machine's disk stays, and the same command
+goes on with it. Needs ./bootstrap and the packages vagrant, vagrant-libvirt and slirp4netns. Vagrant,
 its libvirt and the machine live in namespaces of their own, with a way out through slirp4netns: nothing
 touches this machine's network or libvirt.
 """
@@ -93,7 +94,7 @@ class Transcript:
 
 
 def main() -> int:
-    """Run it all; the exit code is that of the first command that failed, 0 when all is well."""
+    """Run it all; the exit code is that of the command that failed, 0 when all is well."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,15 +121,15 @@ def main() -> int:
     }
     with machine_of_its_own(folder) as namespace:
         transcript = Transcript(folder / "transcript.txt", namespace, clone, settings)
-        codes = [
-            transcript.run("vagrant", "validate"),
-            transcript.run("vagrant", "box", "add", "--force", "--name", BOX, str(box)),
-            transcript.run("vagrant", "up", "--provider", "libvirt"),
-        ]
-        if not any(codes):
-            codes += [transcript.run("vagrant", "ssh", "--command", command) for command in COMMANDS]
-        codes.append(transcript.run("vagrant", "destroy", "--force"))
-    return next((code for code in codes if code), 0)
+        known = (folder / "vagrant" / "boxes" / BOX).exists()
+        box_add = [] if known else [("box", "add", "--name", BOX, str(box))]
+        commands = [("ssh", "--command", command) for command in COMMANDS]
+        up = ("up", "--provider", "libvirt", "--provision")
+        for argv in [("validate",), *box_add, up, *commands, ("destroy", "--force")]:
+            if code := transcript.run("vagrant", *argv):
+                transcript.run("vagrant", "halt")
+                return code
+    return 0
 
 
 if __name__ == "__main__":

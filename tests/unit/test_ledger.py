@@ -14,15 +14,15 @@ class Host:
     """A host that packages come to."""
 
     def __init__(self) -> None:
-        self.packages = {"bash": "5.2"}
+        self.packages = ["bash"]
         self.users = ["root"]
         self.folders = ["/etc"]
 
     def take(self) -> ledger.Snapshot:
-        return ledger.Snapshot(dict(self.packages), list(self.users), ["root"], [], list(self.folders))
+        return ledger.Snapshot(list(self.packages), list(self.users), ["root"], [], list(self.folders))
 
     def install(self, name: str) -> None:
-        self.packages[name] = "1"
+        self.packages.append(name)
         self.users.append(name)
         self.folders.append(f"/var/lib/{name}")
 
