@@ -396,8 +396,8 @@ def _apt(log: Any, argv: Sequence[str]) -> None:
 def _packages() -> dict[str, str]:
     """The status of every package that dpkg knows, by name: "installed" when nothing is wrong with it."""
     show = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n"]
-    lines = (line.split() for line in _output(show).splitlines())
-    return {name: status for name, status in lines}
+    pairs = (line.partition(" ") for line in _output(show).splitlines())
+    return {name: status for name, _, status in pairs}
 
 
 def _half_installed() -> bool:

@@ -3,10 +3,10 @@
     .venv/bin/python -m tests.host.typical FOLDER       as root; emulated, it takes hours
 
 FOLDER takes the box, a fresh clone of this checkout and what comes of it, some 20 GiB; the transcript is
-FOLDER/transcript.txt. The first command that fails ends the run; the machine's disk stays, and the same command
-goes on with it. Needs ./bootstrap and the packages vagrant, vagrant-libvirt and slirp4netns. Vagrant,
-its libvirt and the machine live in namespaces of their own, with a way out through slirp4netns: nothing
-touches this machine's network or libvirt.
+FOLDER/transcript.txt. The first command that fails ends the run; the machine's disk stays, and the same
+command goes on with it. Needs ./bootstrap and the packages vagrant, vagrant-libvirt and slirp4netns.
+Vagrant, its libvirt and the machine live in namespaces of their own, with a way out through slirp4netns:
+nothing touches this machine's network or libvirt.
 """
 
 import argparse
