@@ -15,6 +15,7 @@ from stacklab.model.catalog import Catalog, is_source
 from stacklab.model.release import Release
 from stacklab.model.service import Part, Service
 from stacklab.model.topology import MOST_NODES, Topology
+from stacklab.provide.elsewhere import parse
 from stacklab.provide.provider import Node
 from stacklab.versions import FILE, Versions, read_versions, refuse_unlocked, versions_kept
 
@@ -36,6 +37,8 @@ class UpRequest:
     computes: int | None = None
     """How many compute nodes, in a topology that leaves it open."""
     node_kind: str | None = None
+    connect: str | None = None
+    """The URI of another machine's libvirt, which is to run the nodes."""
     with_services: tuple[str, ...] = ()
     without_services: tuple[str, ...] = ()
     offline: bool = False
@@ -155,13 +158,14 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     if standing is None:
         profile = catalog.profile(request.profile or DEFAULT_PROFILE)
         topology = _topology(catalog, request)
-        kind = _node_kind(request.node_kind, topology, lab.home.cache)
+        kind = _node_kind(_kind_asked(request), topology, lab.home.cache)
         settings = LabSettings(
             profile=profile.name,
             release=catalog.release(request.release or profile.release).name,
             topology=topology.name,
             computes=request.computes or topology.computes,
             node_kind=kind,
+            connect=request.connect or "",
             target=target,
             with_services=dict.fromkeys(request.with_services, target),
             without_services=request.without_services,
@@ -304,6 +308,19 @@ def _topology(catalog: Catalog, request: UpRequest) -> Topology:
     return topology
 
 
+def _kind_asked(request: UpRequest) -> str | None:
+    """The kind of nodes that a request asks for: on another machine's libvirt, virtual machines.
+
+    Raises UsageError for another one there, and for a URI that is not understood.
+    """
+    if request.connect is None:
+        return request.node_kind
+    parse(request.connect)
+    if request.node_kind not in (None, "auto", "vm"):
+        raise UsageError(f"--connect is for nodes of kind vm, not '{request.node_kind}'")
+    return "vm"
+
+
 def _node_kind(asked: str | None, topology: Topology, cache: Path) -> str:
     """The kind of the nodes: the topology's, where it names one. `auto` takes the best that works here.
 
@@ -342,6 +359,9 @@ def _refuse_changes(lab: Lab, standing: LabSettings, request: UpRequest, catalog
                 f"which cannot become '{wanted}'",
                 hint=hint,
             )
+    if request.connect not in (None, standing.connect):
+        where = standing.connect or "this machine"
+        raise UsageError(f"lab '{lab.name}' runs on {where}, and cannot move to {request.connect}", hint=hint)
     if request.computes not in (None, standing.computes):
         there = sum("compute" in node.roles for node in standing.nodes)
         words = "one compute node" if there == 1 else f"{there} compute nodes"

@@ -197,8 +197,19 @@ class Climb:
         return all(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
 
     def _prove_kvm(self, guest: Guest) -> None:
-        kvm.prove(self.lab.home.cache, guest.kernel)
-        self.host = host_facts(self.lab.home, self.blueprint.settings)
+        if not self.lab.is_elsewhere:
+            kvm.prove(self.lab.home.cache, guest.kernel)
+        elif self.lab.settings.connect_kvm is None:
+            self._prove_kvm_elsewhere(guest)
+        self.host = host_facts(self.lab.home, self.lab.settings)
+
+    def _prove_kvm_elsewhere(self, guest: Guest) -> None:
+        from stacklab.provide.vm_elsewhere import VmElsewhereProvider
+
+        assert isinstance(self.lab.provider, VmElsewhereProvider)
+        works, nested = self.lab.provider.prove_kvm(guest.kernel)
+        update = {"connect_kvm": works, "connect_nested": nested}
+        self.lab.save(self.lab.settings.model_copy(update=update))
 
     def _secrets(self) -> dict[str, dict[str, str]]:
         return ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)

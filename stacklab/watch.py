@@ -1,7 +1,8 @@
 """What happens to the nodes of a lab on its libvirtd, in the lab's journal: a killed QEMU within a moment.
 
-Run as `python -m stacklab.watch FOLDER NAME` by the lab's first process, which starts it again when it ends.
-It imports little: it is there for as long as the lab runs.
+Run as `python -m stacklab.watch FOLDER NAME SOCKET PREFIX` by the lab's first process, which starts it again
+when it ends, and for another machine's libvirtd besides. It imports little: it is there for as long as the
+lab runs.
 """
 
 import contextlib
@@ -36,24 +37,26 @@ UNEXPECTED = (libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, libvirt.VIR_DOMAIN_EVENT
 RETRY_SECONDS = 0.2
 
 
-def watch(journal: Journal, socket: Path) -> None:
-    """Record what libvirtd tells until it ends. Raises libvirtError when it takes no connection."""
+def watch(journal: Journal, socket: Path, prefix: str) -> None:
+    """Record what libvirtd tells of domains whose names begin with `prefix`, until it ends.
+
+    Raises libvirtError when it takes no connection.
+    """
     ended: list[int] = []
 
     def record(_connection: object, domain: Any, event: int, detail: int, _opaque: object) -> None:
-        if event not in EVENTS:
+        if event not in EVENTS or not domain.name().startswith(prefix):
             return
+        node = domain.name().removeprefix(prefix)
         why = STOPPED.get(detail, "") if event == libvirt.VIR_DOMAIN_EVENT_STOPPED else ""
         with contextlib.suppress(JournalUnusable):  # a full disk; what comes later may find room
             if why and detail in UNEXPECTED:
-                journal.record("stacklab.node.crashed", domain.name(), error=why)
+                journal.record("stacklab.node.crashed", node, error=why)
             else:
-                journal.record(
-                    f"stacklab.domain.{EVENTS[event]}", domain.name(), **({"why": why} if why else {})
-                )
+                journal.record(f"stacklab.domain.{EVENTS[event]}", node, **({"why": why} if why else {}))
 
     connections = []
-    for driver in DRIVERS:
+    for driver in DRIVERS[-1:] if prefix else DRIVERS:
         uri = f"{driver}+unix:///system?socket={urllib.parse.quote(str(socket))}"
         connection = libvirt.open(uri)
         connections.append(connection)  # it is closed when nobody holds it
@@ -65,13 +68,13 @@ def watch(journal: Journal, socket: Path) -> None:
 
 def main() -> None:
     """Watch for ever; libvirtd may be just starting, or be started again."""
-    folder, lab = Path(sys.argv[1]), sys.argv[2]
+    folder, lab, socket, prefix = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     libvirt.virEventRegisterDefaultImpl()
     journal = Journal(folder / "journal.db", lab=lab)
     while True:
         with contextlib.suppress(libvirt.libvirtError):
-            watch(journal, folder / "run" / "libvirt" / "libvirt-sock")
+            watch(journal, socket, prefix)
         time.sleep(RETRY_SECONDS)
 
 

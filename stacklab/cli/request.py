@@ -49,6 +49,14 @@ Computes = Annotated[
 NodeKindOption = Annotated[
     NodeKind | None, typer.Option("--node-kind", help="What nodes are; auto takes the best that works here.")
 ]
+Connect = Annotated[
+    str | None,
+    typer.Option(
+        "--connect",
+        metavar="URI",
+        help="Run the nodes, as virtual machines, on another machine's libvirt: qemu+ssh://root@HOST/system.",
+    ),
+]
 With = Annotated[
     list[str] | None,
     typer.Option(
@@ -100,6 +108,7 @@ def _request(
     topology: Topology = None,
     computes: Computes = None,
     node_kind: NodeKindOption = None,
+    connect: Connect = None,
     with_services: With = None,
     without_services: Without = None,
     path: SearchPath = None,
@@ -116,6 +125,7 @@ def _request(
         topology=topology,
         computes=computes,
         node_kind=node_kind,
+        connect=connect,
         with_services=service_names(with_services),
         without_services=service_names(without_services),
         path=tuple(path or ()),

@@ -19,6 +19,7 @@ EXAMPLES = examples(
     "stacklab up --layer 1 --lab blue --profile starter-kit",
     "stacklab up --layer 1 --computes 2",
     "stacklab up --layer 1 --topology ./rack.yaml --accept-host-keys",
+    "stacklab up --layer 1 --connect qemu+ssh://root@big-machine/system",
     "stacklab up --layer 1 --locked versions.yaml",
     "stacklab up --layer 1 --offline --output json",
 )

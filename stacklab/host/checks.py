@@ -4,18 +4,19 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from stacklab.blueprint import Blueprint
-from stacklab.errors import HostUnfit
+from stacklab.errors import HostUnfit, StepFailed
 from stacklab.home import Home
-from stacklab.host import kinds, kvm
+from stacklab.host import kvm
 from stacklab.host.apt import host_mirror, missing_suite
 from stacklab.host.facts import DEVICES, LIBVIRT_DRIVERS, PROGRAMS, Facts, gather
 from stacklab.lab.cgroups import is_unified
-from stacklab.lab.lab import HOST, Lab, LabSettings
+from stacklab.lab.lab import HOST, Lab, LabSettings, patience_of
 from stacklab.model.service import Service
+from stacklab.provide.elsewhere import parse
 from stacklab.render import HostFacts
 
 NODE_MEMORY = 300  # MiB: systemd, sshd, Python, and what stacklab and its libvirtd take themselves
@@ -272,8 +273,13 @@ def preflight(home: Home, blueprint: Blueprint, *, online: bool = True) -> HostF
     if blueprint.settings.node_kind == HOST:
         return host_facts(home, blueprint.settings)
     facts = gather([home.state, home.cache])
-    findings = [*judge(facts, _needs(home, blueprint)), nodes_finding(blueprint)]
-    if online and blueprint.settings.layer < blueprint.target:
+    needs, settings = _needs(home, blueprint), blueprint.settings
+    is_climbing = settings.layer < blueprint.target
+    here = replace(needs, memory=0, state=0) if settings.connect else needs
+    findings = [*judge(facts, here), nodes_finding(blueprint)]
+    if settings.connect and is_climbing:
+        findings.append(elsewhere_finding(settings.connect, needs))
+    if online and is_climbing:
         findings.append(mirror_finding(blueprint.release.distribution, blueprint.release.pockets))
     problems = [finding for finding in findings if finding.state is State.FAILED]
     if problems:
@@ -292,11 +298,12 @@ def host_facts(home: Home, settings: LabSettings) -> HostFacts:
     if kind == HOST:
         return HostFacts(kvm=bool(settings.hosts_kvm), openvswitch=settings.hosts_openvswitch)
     virtual = kind == "vm"
+    inside = kvm.works(home.cache) and (not virtual or kvm.is_nested())
     return HostFacts(
-        kvm=kvm.works(home.cache) and (not virtual or kvm.is_nested()),
+        kvm=bool(settings.connect_kvm) and settings.connect_nested if settings.connect else inside,
         # Containers take the userspace datapath everywhere: the kernel's may be gone after the next boot.
         openvswitch=virtual,
-        patience=kinds.patience(kind, home.cache),
+        patience=patience_of(settings, home.cache),
     )
 
 
@@ -312,6 +319,23 @@ def examine(home: Home, needs: Needs, distribution: str, pockets: Sequence[str])
         kvm_finding(home),
         *([labs_finding(home)] if facts.user == 0 else []),
     ]
+
+
+def elsewhere_finding(uri: str, needs: Needs) -> Finding:
+    """Whether the machine that `--connect` names is reached, and has the memory that the lab still needs."""
+    from stacklab.provide.line import look_elsewhere
+
+    name = "connect"
+    try:
+        machine = look_elsewhere(parse(uri))
+    except StepFailed as error:
+        return Finding(name, State.FAILED, " ".join((error.message, error.detail)).strip(), error.hint)
+    if machine.architecture != "x86_64":
+        return Finding(name, State.FAILED, f"{uri} is {machine.architecture}, not x86_64", "take another one")
+    if machine.available < needs.memory:
+        what = f"{uri} has {_size(machine.available)} of memory left; the lab needs {_size(needs.memory)}"
+        return Finding(name, State.FAILED, what, "stop other machines there, or --without some services")
+    return Finding(name, State.OK, f"{uri} has {_size(machine.available)} of memory left")
 
 
 def mirror_finding(distribution: str, pockets: Sequence[str]) -> Finding:

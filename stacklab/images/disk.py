@@ -24,7 +24,7 @@ from stacklab.images.store import Image, Store
 DISK, VMLINUZ, INITRD = "disk.qcow2", "vmlinuz", "initrd"
 # What a machine with a kernel and devices of its own needs beside what a container does.
 PACKAGES = ("kmod", "udev")
-SIZE = "64G"  # of the file system; what is not written takes no room
+SIZE_GIB = 64  # of the file system; what is not written takes no room
 SYSTEM = "[Manager]\nDefaultTimeoutStartSec=600\nDefaultTimeoutStopSec=300\n"  # it may be emulated
 REVISION = 1  # raise it when what is done below changes
 
@@ -35,7 +35,7 @@ def disk_inputs() -> dict[str, Any]:
         "revision": REVISION,
         "kernel": KERNEL,
         "packages": list(PACKAGES),
-        "size": SIZE,
+        "size": f"{SIZE_GIB}G",
         "scripts": digest_of(_templates()),
     }
 
@@ -81,7 +81,7 @@ mke2fs -q -t ext4 -L root -m 0 -i 32768 -O ^metadata_csum,uninit_bg -J size=64 \
     -E lazy_itable_init=1,nodiscard,root_owner=0:0 -d "$2/root" "$2/disk.raw" "$4"
 qemu-img convert -f raw -O qcow2 -W "$2/disk.raw" "$5"
 """
-    arguments = [lower, str(work), modules.name, SIZE, str(target / DISK)]
+    arguments = [lower, str(work), modules.name, f"{SIZE_GIB}G", str(target / DISK)]
     run_logged(
         [*BOUND_TREE, "sh", "-euc", script, "sh", *arguments], log, "making the disk of the virtual machines"
     )

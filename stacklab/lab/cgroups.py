@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PARENT = "stacklab"
+LEAF = "init"  # lab/init.py makes it, on v2
 REMOVAL_SECONDS = 10.0
 FREEZE_SECONDS = 10.0
 
@@ -70,7 +71,9 @@ def join(name: str, pid: int) -> None:
             _inherit_cpuset(hierarchy.mount_point, group)
         if hierarchy.is_v2:
             _delegate(hierarchy.mount_point)
-        (group / "cgroup.procs").write_text(str(pid))
+        # A v2 group that hands out its controllers, as that of a lab that runs, has no processes of its own.
+        leaf = group / LEAF
+        (leaf if leaf.is_dir() else group).joinpath("cgroup.procs").write_text(str(pid))
 
 
 def _inherit_cpuset(top: Path, group: Path) -> None:

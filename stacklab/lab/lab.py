@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -29,7 +29,7 @@ from stacklab import lock
 from stacklab.errors import LabDamaged, StepFailed, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
-from stacklab.host import kinds
+from stacklab.host import kinds, kvm
 from stacklab.journal import Journal
 from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
@@ -37,6 +37,9 @@ from stacklab.lab.secrets import read_secrets
 from stacklab.model.documents import did_you_mean
 from stacklab.model.topology import PROVIDER, ProviderNetwork, Topology, addresses
 from stacklab.provide.provider import Node, NodeState, Provider
+
+if TYPE_CHECKING:
+    from stacklab.provide.vm import VmProvider
 
 HOST = "host"
 ROOT = "root"
@@ -70,6 +73,12 @@ class LabSettings(BaseModel):
     computes: int | None = None
     """How many compute nodes, where the topology leaves it open."""
     node_kind: str
+    connect: str = ""
+    """The URI of the libvirt that runs its nodes; "" for the lab's own, on this machine."""
+    connect_kvm: bool | None = None
+    """Whether KVM was proved to work where `connect` leads; None before it was tried."""
+    connect_nested: bool = False
+    """Whether instances have KVM there, too."""
     layer: int = 0
     """The highest layer that passed its checks; 0 before the first."""
     target: int = 0
@@ -220,25 +229,65 @@ class Lab:
 
             return HostProvider(self.mark, self.run_on)
         if self.settings.node_kind == "vm":
-            from stacklab.provide.vm import VmProvider
-
-            return VmProvider(self._namespace, self.folder / "nodes", self.run_on, self.home.cache)
+            return self._vm_provider
         from stacklab.provide.lxc import LxcProvider
 
         return LxcProvider(self._namespace, self.folder / "nodes")
 
     @property
+    def _vm_provider(self) -> "VmProvider":
+        from stacklab.provide.vm import VmProvider
+
+        place = (self._namespace, self.folder / "nodes", self.run_on, self.kvm_works)
+        if not self.settings.connect:
+            return VmProvider(*place)
+        from stacklab.provide.elsewhere import parse
+        from stacklab.provide.vm_elsewhere import VmElsewhereProvider
+
+        return VmElsewhereProvider(*place, parse(self.settings.connect), self._unique_name("name-elsewhere"))
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its nodes run on another machine's libvirt."""
+        try:
+            return self.exists and bool(self.settings.connect)
+        except LabDamaged:  # it can still be destroyed here
+            return False
+
+    @property
     def mark(self) -> str:
         """The name by which hosts know the lab, which no other lab of any machine has."""
-        file = self.folder / "mark"
-        if not file.exists():
-            write_atomically(file, f"{self.name}.{secrets.token_hex(8)}")
-        return file.read_text()
+        return self._unique_name("mark")
+
+    def _unique_name(self, file: str) -> str:
+        """A name that no other lab of any machine has, made when it is asked for first."""
+        kept = self.folder / file
+        if not kept.exists():
+            write_atomically(kept, f"{self.name}.{secrets.token_hex(8)}")
+        return kept.read_text()
+
+    def kvm_works(self) -> bool:
+        """Whether its virtual machines have KVM, as far as that was proved."""
+        settings = self.settings
+        return bool(settings.connect_kvm) if settings.connect else kvm.works(self.home.cache)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold all that runs in its nodes meanwhile, from one moment on."""
+        if self.is_elsewhere:
+            from stacklab.provide.vm_elsewhere import VmElsewhereProvider
+
+            assert isinstance(self.provider, VmElsewhereProvider)
+            with self.provider.held(self.settings.nodes):
+                yield
+        else:
+            with self.namespace.paused():
+                yield
 
     @property
     def patience(self) -> float:
         """How many times longer than on nodes that run natively all is waited for."""
-        return kinds.patience(self.settings.node_kind, self.home.cache)
+        return patience_of(self.settings, self.home.cache)
 
     def node(self, name: str) -> Node:
         """The node of that name. Raises UsageError where there is none."""
@@ -308,8 +357,9 @@ class Lab:
         """Shut the nodes down in order, the controller last, and end the lab's processes. Its disks stay."""
 
         def shut_down(node: Node) -> None:
-            if self.provider.state(node) is NodeState.RUNNING:
-                self.provider.stop(node)
+            was_on = self.provider.state(node) is NodeState.RUNNING
+            self.provider.stop(node)  # one that runs elsewhere and is not reached is not on
+            if was_on:
                 self.journal.record("stacklab.node.stopped", node.name)
 
         if self.namespace.pid() is not None:
@@ -326,6 +376,8 @@ class Lab:
         """
         if self.has_hosts:
             self._undo_hosts(leave_unreachable)
+        elif self.is_elsewhere:
+            self._leave_elsewhere(leave_unreachable)
         self.namespace.stop()
         self.journal.close()
         self._sweep()
@@ -338,6 +390,16 @@ class Lab:
         """Remove the folders of labs that are destroyed."""
         for folder in self.home.labs.glob(f"{_GONE}*"):
             remove_tree(folder)
+
+    def _leave_elsewhere(self, leave_unreachable: bool) -> None:
+        """Remove the nodes from the other machine; leave_unreachable: unless it does not answer."""
+        try:
+            for node in self.settings.nodes:
+                self.provider.destroy(node)
+        except StepFailed as error:
+            if not leave_unreachable:
+                error.hint += "; or --leave-unreachable, and what is there stays"
+                raise
 
     def _undo_hosts(self, leave_unreachable: bool) -> None:
         nodes = self.settings.nodes
@@ -444,6 +506,13 @@ class Lab:
                 hint="mend it, and the same command goes on from here",
             )
         return done
+
+
+def patience_of(settings: LabSettings, cache: Path) -> float:
+    """How many times longer than on nodes that run natively all is waited for."""
+    if settings.connect:
+        return 1.0 if settings.connect_kvm else kinds.EMULATED
+    return kinds.patience(settings.node_kind, cache)
 
 
 def _refuse_unreachable(nodes: Sequence[Node], otherwise: str = "") -> None:

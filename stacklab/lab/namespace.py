@@ -169,6 +169,26 @@ class Namespace:
             )
         return done.stdout.decode()
 
+    def spawn(self, argv: Sequence[str], *, network: bool = False) -> "subprocess.Popen[bytes]":
+        """Start a program of this machine as one of the lab's processes: it ends with the lab.
+
+        network: in the lab's network instead of the machine's. Raises StepFailed when the lab is down.
+        """
+        scope = ["--pid", *(["--net"] if network else [])]
+        enter = ["nsenter", f"--target={self._running_pid()}", *scope, "--", *argv]
+        process = subprocess.Popen(
+            ["sh", "-c", 'read -r _ && exec "$@" < /dev/null', "sh", *enter],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        with process.stdin as go:  # when it is in the lab's control groups
+            cgroups.join(self.group, process.pid)
+            go.write(b"\n")
+        return process
+
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
         """Meanwhile the calling thread, and all that it starts, use the lab's network."""
@@ -209,9 +229,12 @@ class Namespace:
         for file, text in LIBVIRT_CONFIG.items():
             (self.folder / "libvirt" / "etc" / file).write_text(text)
 
-    def _watch(self) -> list[str]:
-        """The command that records what happens to the nodes."""
-        return [sys.executable, "-m", "stacklab.watch", str(self.folder), self.name]
+    def watch_command(self, socket: Path, prefix: str = "") -> list[str]:
+        """The command that records what happens to the nodes on a libvirtd.
+
+        socket: of that libvirtd. prefix: what the names of domains have before those of the nodes.
+        """
+        return [sys.executable, "-m", "stacklab.watch", str(self.folder), self.name, str(socket), prefix]
 
     def _become_init(self, ready: int) -> None:
         """In the forked child: leave everything of the caller behind and become the lab's first process."""
@@ -234,7 +257,14 @@ class Namespace:
             interpreter = os.path.realpath(sys.executable)
             os.execve(
                 interpreter,
-                [interpreter, "-I", script, str(self.folder), str(ready), *self._watch()],
+                [
+                    interpreter,
+                    "-I",
+                    script,
+                    str(self.folder),
+                    str(ready),
+                    *self.watch_command(self.libvirt_socket),
+                ],
                 {"PATH": os.defpath + ":/usr/sbin:/sbin"},
             )
         except BaseException as error:

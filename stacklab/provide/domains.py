@@ -1,6 +1,7 @@
 """The domains of a lab's own libvirtd: what nodes of all kinds that libvirt runs have in common."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import libvirt
 from stacklab.errors import StepFailed
 from stacklab.lab.namespace import Namespace
 from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork
-from stacklab.provide.provider import Node
 from stacklab.templating import stacklab_environment
 
 NETWORKS = {"management": MANAGEMENT, "provider": PROVIDER}
@@ -32,29 +32,44 @@ class Domains:
         return self._templates.get_template(f"libvirt/{template}").render(**values)
 
     def start(self, xml: str) -> None:
-        """Start the domain that is described, and the networks that it is on.
+        """Start the domain that is described.
 
         Raises StepFailed with libvirt's own words and the end of its newest log.
         """
         with self.connection() as connection:
-            self._start_networks(connection)
             connection.createXML(xml, 0)
 
     def restore(self, xml: str, memory: Path) -> None:
         """Let a domain go on whose memory was saved, as it is described now. Raises as `start`."""
         with self.connection() as connection:
-            self._start_networks(connection)
             connection.restoreFlags(str(memory), xml, libvirt.VIR_DOMAIN_SAVE_RUNNING)
 
-    def destroy(self, node: Node) -> None:
-        """End the node's domain by force, if there is one."""
+    def is_active(self, name: str) -> bool:
+        """Whether there is a domain of that name, which runs."""
+        active = False
         with self.connection() as connection, absent(*ENDED):
-            connection.lookupByName(node.name).destroy()
+            active = bool(connection.lookupByName(name).isActive())
+        return active
+
+    def shut_down(self, name: str, seconds: float) -> None:
+        """Press the power button, where there is such a domain; end it by force after `seconds`."""
+        with self.connection() as connection, absent(*ENDED):
+            connection.lookupByName(name).shutdown()
+        deadline = time.monotonic() + seconds
+        while self.is_active(name):
+            if time.monotonic() > deadline:
+                self.destroy(name)
+            time.sleep(0.1)
+
+    def destroy(self, name: str) -> None:
+        """End a domain by force, if there is one."""
+        with self.connection() as connection, absent(*ENDED):
+            connection.lookupByName(name).destroy()
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[libvirt.virConnect]:
         """A connection to libvirtd. Raises StepFailed for an error of libvirt, with the end of its log."""
-        connection = self._namespace.connect(self._driver)
+        connection = self._connect()
         try:
             yield connection
         except libvirt.libvirtError as error:
@@ -63,9 +78,14 @@ class Domains:
             with contextlib.suppress(libvirt.libvirtError):  # libvirtd has ended, and the connection with it
                 connection.close()
 
-    def _start_networks(self, connection: libvirt.virConnect) -> None:
-        for name, network in NETWORKS.items():
-            self._start_network(connection, name, network)
+    def start_networks(self) -> None:
+        """Start the networks of the lab, which are bridges, where they are not there."""
+        with self.connection() as connection:
+            for name, network in NETWORKS.items():
+                self._start_network(connection, name, network)
+
+    def _connect(self) -> libvirt.virConnect:
+        return self._namespace.connect(self._driver)
 
     def _start_network(self, connection: libvirt.virConnect, name: str, network: LabNetwork) -> None:
         with absent(libvirt.VIR_ERR_NO_NETWORK):

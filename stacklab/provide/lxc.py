@@ -73,6 +73,7 @@ class LxcProvider:
             cgroup_v1=not is_unified(hierarchies()),
             devices=[device for device in DEVICES if Path(device).exists()],
         )
+        self._domains.start_networks()
         self._domains.start(xml)
         return False
 
@@ -161,4 +162,4 @@ class LxcProvider:
 
     def _kill(self, node: Node) -> None:
         if self.state(node) is NodeState.RUNNING:
-            self._domains.destroy(node)
+            self._domains.destroy(node.name)

@@ -7,7 +7,6 @@ comes what makes a copy of the image this node.
 
 import os
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import libvirt
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
-from stacklab.host import kinds, kvm
+from stacklab.host import kinds
 from stacklab.images.disk import DISK, INITRD, VMLINUZ
 from stacklab.images.initramfs import cpio_of
 from stacklab.images.packages import Installation
@@ -39,32 +38,37 @@ class VmProvider:
     """Runs the vm nodes of one lab.
 
     namespace: the lab's, running. folder: where the nodes' disks are, one folder per node. run: runs a
-    command on the node of that name. cache: where it is kept whether KVM works here.
+    command on the node of that name. kvm: whether the machine that they run on has a KVM that works.
     """
 
     kind = "vm"
 
-    def __init__(self, namespace: Namespace, folder: Path, run: Run, cache: Path) -> None:
+    def __init__(self, namespace: Namespace, folder: Path, run: Run, kvm: Callable[[], bool]) -> None:
         self._namespace = namespace
         self._folder = folder
         self._run = run
-        self._cache = cache
+        self._kvm = kvm
         self._domains = Domains(namespace, "qemu")
 
     def create(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
         """Make the node's disk on top of `image`, and the first file system that puts `files` into it."""
         disk = self._disk(node)
+        self._prepare(node, image, files)
+        qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image[0] / DISK, disk / DISK)
+        if (image[0] / MEMORY).exists():
+            (disk / MEMORY).symlink_to(image[0] / MEMORY)
+        (disk / CREATED).touch()
+
+    def _prepare(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
+        """Make the node's folder, with what it stands on and the first file system."""
+        disk = self._disk(node)
         if disk.exists() and not (disk / CREATED).exists():  # an earlier call was cut off
             self.destroy(node)
         disk.mkdir(parents=True, exist_ok=True)
         (disk / IMAGE).write_text("\n".join(map(str, image)))
-        _qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image[0] / DISK, disk / DISK)
         # The kernel unpacks one archive after the other. It holds the node's keys: only root may read it.
         identity = cpio_of("identity.tar", archive_of(files))
         write_atomically(disk / INITRD, (image[-1] / INITRD).read_bytes() + identity, mode=0o600)
-        if (image[0] / MEMORY).exists():
-            (disk / MEMORY).symlink_to(image[0] / MEMORY)
-        (disk / CREATED).touch()
 
     def start(self, node: Node) -> bool:
         """Start the virtual machine, or let it go on where it was when its memory was kept.
@@ -75,17 +79,16 @@ class VmProvider:
         if self.state(node) is NodeState.RUNNING:
             return False
         disk = self._disk(node)
-        xml = self._domains.describe(
-            "vm.xml.j2",
-            node=node,
+        self._domains.start_networks()
+        xml = self._describe(
+            node,
+            name=self._name(node),
+            # The same in every lab, like its addresses: its memory can be given to another one.
             uuid=uuid.uuid5(uuid.NAMESPACE_DNS, f"{node.name}.stacklab"),
-            kvm=kvm.works(self._cache),
             disk=disk / DISK,
             kernel=self.image(node)[-1] / VMLINUZ,
             initrd=disk / INITRD,
             console=disk / "console.log",
-            address=f"{node.address}/{MANAGEMENT.prefix}",
-            number=int(node.address.rpartition(".")[2]),
         )
         memory = disk / MEMORY
         if not memory.exists():
@@ -99,28 +102,18 @@ class VmProvider:
 
     def stop(self, node: Node) -> None:
         """Press the power button; end the machine by force after 60 s, or more where it is emulated."""
-        if self.state(node) is not NodeState.RUNNING:
-            return
-        with self._domains.connection() as connection, absent(*ENDED):
-            connection.lookupByName(node.name).shutdown()
-        deadline = time.monotonic() + SHUTDOWN_SECONDS * kinds.patience(self.kind, self._cache)
-        while self.state(node) is NodeState.RUNNING:
-            if time.monotonic() > deadline:
-                self._domains.destroy(node)
-            time.sleep(0.1)
+        self._domains.shut_down(self._name(node), self._patience)
 
     def destroy(self, node: Node) -> None:
         """End the virtual machine and remove its disk."""
         if self.state(node) is NodeState.RUNNING:
-            self._domains.destroy(node)
+            self._domains.destroy(self._name(node))
         remove_tree(self._disk(node))
 
     def state(self, node: Node) -> NodeState:
         """Running, stopped (its disk is there) or absent."""
-        if self._namespace.pid() is not None:
-            with self._domains.connection() as connection, absent(*ENDED):
-                if connection.lookupByName(node.name).isActive():
-                    return NodeState.RUNNING
+        if self._namespace.pid() is not None and self._domains.is_active(self._name(node)):
+            return NodeState.RUNNING
         return NodeState.STOPPED if (self._disk(node) / CREATED).exists() else NodeState.ABSENT
 
     def image(self, node: Node) -> list[Path]:
@@ -174,22 +167,60 @@ class VmProvider:
         if (self._disk(node) / MEMORY).exists():
             copy_disk(self._disk(node) / MEMORY, folder / MEMORY, node)
         copy_disk(self._disk(node) / DISK, folder / DISK, node)
-        below = os.path.relpath(self.image(node)[0] / DISK, folder)
-        _qemu_img("rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below, folder / DISK)
+        self._stand_beside(node, folder)
 
     def install(self, node: Node, installation: Installation) -> None:
         """Install into the disk of the node, which is off meanwhile: natively, at the machine's own speed."""
-        disk = self._disk(node)
         self.stop(node)
-        script = data_dir() / "templates" / "vm" / "with-disk"
-        installation.run(disk / "root", ["sh", str(script), str(disk / DISK), str(disk / "root")])
+        install_into(self._disk(node) / DISK, installation)
         self.start(node)
+
+    def _stand_beside(self, node: Node, folder: Path) -> None:
+        """Have the copy of the node's disk in `folder` name the image below by its place beside it."""
+        rebase(folder / DISK, os.path.relpath(self.image(node)[0] / DISK, folder))
+
+    def _name(self, node: Node) -> str:
+        """What libvirt calls the node."""
+        return node.name
+
+    @property
+    def _patience(self) -> float:
+        """How many seconds a node has to shut down."""
+        return SHUTDOWN_SECONDS * (1.0 if self._kvm() else kinds.EMULATED)
+
+    def _describe(self, node: Node, **values: object) -> str:
+        """The description of a node's domain; values: what depends on the machine that it runs on."""
+        return self._domains.describe(
+            "vm.xml.j2",
+            node=node,
+            kvm=self._kvm(),
+            address=f"{node.address}/{MANAGEMENT.prefix}",
+            number=number_of(node),
+            **values,
+        )
 
     def _disk(self, node: Node) -> Path:
         return self._folder / node.name
 
 
-def _qemu_img(*arguments: str | Path) -> None:
+def number_of(node: Node) -> int:
+    """The last part of a node's address, which no other node of the lab has."""
+    return int(node.address.rpartition(".")[2])
+
+
+def install_into(disk: Path, installation: Installation) -> None:
+    """Install packages into a disk that nothing else has open. Raises StepFailed."""
+    script, root = data_dir() / "templates" / "vm" / "with-disk", disk.with_name("root")
+    installation.run(root, ["sh", str(script), str(disk), str(root)])
+
+
+def rebase(disk: Path, below: str) -> None:
+    """Have a disk name what it stands on by another path; nothing else of it is changed."""
+    qemu_img("rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below, disk)
+
+
+def qemu_img(*arguments: str | Path) -> None:
+    """Run qemu-img(1). Raises StepFailed with what it said."""
     done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StepFailed(f"`qemu-img {arguments[0]}` failed", detail=done.stderr)

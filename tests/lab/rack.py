@@ -12,7 +12,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
 from stacklab.images.base import ensure_base
 from stacklab.images.guest import build_guest, guest_inputs
-from stacklab.images.packages import Downloads
+from stacklab.images.packages import Downloads, ensure_packages
 from stacklab.lab.namespace import Namespace
 from stacklab.model.catalog import Catalog
 from stacklab.model.topology import MANAGEMENT
@@ -87,23 +87,21 @@ class Rack:
         self.release = Catalog.load().release("epoxy")
         self._proxy: http.server.ThreadingHTTPServer | None = None
 
-    def build(self, *names: str) -> None:
-        """Make the machines and wait until they are up."""
+    def build(self, *names: str, packages: Sequence[str] = ()) -> None:
+        """Make the machines, with these packages beside the base system, and wait until they are up."""
         store = store_of(self.home)
         store.ensure("guest", guest_inputs(self.release.pockets), self._build_guest)
-        base = ensure_base(
-            store,
-            self.release,
-            host_mirror(),
-            Downloads(self.home.cache / "packages").base,
-            self.folder / "base.log",
-        )
+        downloads, log = Downloads(self.home.cache / "packages"), self.folder / "base.log"
+        image = ensure_base(store, self.release, host_mirror(), downloads.base, log)
+        if packages:
+            image = ensure_packages(store, image, packages, downloads, log)
+        trees = [each.tree for each in store.chain(image)]
         _make_key(self.key)
         self.namespace.start()
         for number, name in enumerate(names, start=11):
             node = Node(name, f"10.20.0.{number}", ("controller",), memory=8192, cpus=2)
             self.nodes[name] = node
-            self.provider.create(node, [base.tree], self._files(node))
+            self.provider.create(node, trees, self._files(node))
             self.provider.start(node)
         # Its threads answer in the network of whoever starts them: only the socket is in the rack's.
         with self.namespace.network():

@@ -1,14 +1,19 @@
 """What every kind of node does alike: one contract, tested on a node of each kind with the base system only.
 
-Costs about two minutes on two cores, most of it where virtual machines are emulated. The tests run in the
-order of the file, once per kind. All of layer 1 on virtual machines is in test_vm.py.
+`elsewhere` is a virtual machine on the libvirt of another machine, which only SSH reaches. Costs about four
+minutes on two cores, most of it where virtual machines are emulated. The tests run in the order of the file,
+once per kind. All of layer 1 on virtual machines is in test_vm.py.
 """
 
 import os
+import re
 import signal
 import subprocess
+import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,23 +31,27 @@ from stacklab.images.packages import Downloads, Installation
 from stacklab.images.store import Image, Store
 from stacklab.lab.access import ensure_keys, identity_files, wait_for_ssh
 from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
 from stacklab.model.catalog import Catalog
 from stacklab.provide.provider import Node, NodeState
 from stacklab.provide.vm import SHUTDOWN_SECONDS
 from stacklab.restore import store_of
-from tests.lab.machine import Machine, left_over_since
+from tests.lab.machine import TESTS_FOLDER, Machine, left_over_since
 from tests.lab.program import Program, wait_for
+from tests.lab.rack import Rack
 
 # Images are sealed by a process that nobody waits for.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-KINDS = ("lxc", "vm")
+KINDS = ("lxc", "vm", "elsewhere")
 NODE = Node("controller", "10.20.0.11", ("controller",), memory=768, cpus=2)
 PACKAGE = "hello"
 EVENT_SECONDS = 30.0  # a hundredth of that on a machine that does nothing else
 CLOCK_SECONDS = 2.0
 # libvirt's driver of containers tells of a killed first process what it tells of one that powered off.
 END_EVENT = {"lxc": "stacklab.domain.stopped", "vm": "stacklab.node.crashed"}
+OTHER = "other"
+LIBVIRT = ("libvirt-clients", "libvirt-daemon-system", "qemu-system-x86", "qemu-utils")
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Bench:
     store: Store
     downloads: Downloads
     before: Machine
+    rack: Rack | None
+    """Where the other machine is, if the node is to be there."""
 
     def state(self) -> NodeState:
         return self.lab.provider.state(NODE)
@@ -74,13 +85,38 @@ def image_for(kind: str, store: Store, downloads: Downloads, log: Path) -> Image
     """What nodes of a kind start from: the base system and nothing more."""
     release = Catalog.load(()).release("epoxy")
     base = ensure_base(store, release, host_mirror(), downloads.base, log)
-    if kind != "vm":
+    if kind == "lxc":
         return base
     archive = Archive(
         host_mirror(), release.pockets, downloads.folder / "guest", components=release.components
     )
     archive.update()
     return ensure_disk(store, base, archive, downloads, log)
+
+
+@contextmanager
+def other_machine(kind: str, program: Program) -> Iterator[Rack | None]:
+    """A machine with a libvirt that this one reaches over SSH, where the kind asks for it."""
+    if kind != "elsewhere":
+        yield None
+        return
+    rack = Rack(Path(tempfile.mkdtemp(prefix=TESTS_FOLDER.strip("/"), dir="/var/tmp")), program)
+    try:
+        rack.build(OTHER, packages=LIBVIRT)
+        yield rack
+    finally:
+        rack.destroy()
+
+
+def uri_of(rack: Rack) -> str:
+    """The URI of the other machine's libvirt: SSH as its owner uses it, from within its network."""
+    address = rack.nodes[OTHER].address
+    known_hosts, ssh = rack.folder / "known_hosts", rack.folder / "ssh"
+    known_hosts.write_text(f"{address} {rack.do(OTHER, 'cat /etc/ssh/ssh_host_ed25519_key.pub')}")
+    ssh.write_text(f'#!/bin/sh\nexec nsenter --target {rack.namespace.pid()} --net -- ssh "$@"\n')
+    ssh.chmod(0o755)
+    query = urllib.parse.urlencode({"keyfile": rack.key, "known_hosts": known_hosts, "command": ssh})
+    return f"qemu+ssh://root@{address}/system?{query}"
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -90,19 +126,28 @@ def bench(request: pytest.FixtureRequest, program: Program) -> Iterator[Bench]:
     home = Home(program.state, program.cache)
     store, downloads = store_of(home), Downloads(home.cache / "packages")
     image = image_for(kind, store, downloads, program.state.parent / "images.log")
-    before = Machine.look(program.state)
-    lab = Lab(home, f"test-{kind}")
-    lab.save(LabSettings(profile="openstack", release="epoxy", topology="t", node_kind=kind, nodes=(NODE,)))
-    (lab.folder / SECRETS).write_text("{}\n")
-    try:
-        lab.namespace.start()
-        ensure_keys(lab, (NODE,))
-        folders = [each.tree_of(NODE.name) for each in store.chain(image)]
-        assert lab.provider.state(NODE) is NodeState.ABSENT
-        lab.provider.create(NODE, folders, identity_files(lab, NODE))
-        yield Bench(lab, store, downloads, before)
-    finally:
-        lab.destroy()
+    with other_machine(kind, program) as rack:
+        before = Machine.look(program.state)
+        lab = Lab(home, f"test-{kind}")
+        settings = LabSettings(
+            profile="openstack",
+            release="epoxy",
+            topology="t",
+            node_kind="vm" if rack else kind,
+            connect=uri_of(rack) if rack else "",
+            nodes=(NODE,),
+        )
+        lab.save(settings)
+        (lab.folder / SECRETS).write_text("{}\n")
+        try:
+            lab.namespace.start()
+            ensure_keys(lab, (NODE,))
+            folders = [each.tree_of(NODE.name) for each in store.chain(image)]
+            assert lab.provider.state(NODE) is NodeState.ABSENT
+            lab.provider.create(NODE, folders, identity_files(lab, NODE))
+            yield Bench(lab, store, downloads, before, rack)
+        finally:
+            lab.destroy()
 
 
 def test_a_node_that_is_made_is_off_and_stands_on_its_image(bench: Bench) -> None:
@@ -157,7 +202,7 @@ def test_what_was_frozen_comes_back_and_what_came_later_does_not(bench: Bench) -
 
 
 def test_a_node_that_ends_by_itself_is_in_the_journal_and_starts_again(bench: Bench) -> None:
-    process = first_process(bench.lab)
+    process = first_process((bench.rack or bench.lab).namespace)
     began = time.time()
     os.kill(process, signal.SIGKILL)
     wait_for("the node is off", lambda: bench.state() is NodeState.STOPPED, 10)
@@ -173,7 +218,7 @@ def test_a_node_that_ends_by_itself_is_in_the_journal_and_starts_again(bench: Be
 
 def test_its_memory_is_kept_where_it_can_be(bench: Bench) -> None:
     inputs = {"lab": bench.lab.name, "name": "", "n": 2}
-    if bench.lab.settings.node_kind != "vm":
+    if bench.lab.settings.node_kind != "vm" or bench.rack:
         with pytest.raises(UsageError, match="cannot keep their memory"):
             freeze(bench.lab, bench.store, "checkpoint", inputs, memory=True)
         assert bench.run("cat /root/mark") == "before"
@@ -198,6 +243,17 @@ def test_its_memory_is_kept_where_it_can_be(bench: Bench) -> None:
     assert before - tolerance < clock < time.time() + tolerance
 
 
+def test_a_line_that_breaks_is_mended_by_start(bench: Bench) -> None:
+    """Of the nodes elsewhere: the network goes away under one that runs, as when this machine is carried off."""
+    if not bench.rack:
+        return
+    bench.run("echo kept > /root/mark")
+    bench.rack.do(OTHER, "systemctl kill --signal=KILL 'session-*.scope' ssh.service; sleep 1")
+    wait_for("the node is not reached", lambda: bench.state() is NodeState.STOPPED, 60)
+    assert bench.lab.start()
+    assert bench.run("cat /root/mark") == "kept"
+
+
 def test_it_is_shut_down_in_order_and_not_by_force(bench: Bench) -> None:
     began = time.monotonic()
     bench.lab.stop()
@@ -208,12 +264,15 @@ def test_it_is_shut_down_in_order_and_not_by_force(bench: Bench) -> None:
 def test_nothing_is_left_of_it(bench: Bench) -> None:
     bench.lab.destroy()
     assert not bench.lab.folder.exists()
+    if bench.rack:
+        left = "virsh -q list --all --name; virsh -q pool-list --all --name; ls /var/lib/libvirt/images"
+        assert bench.rack.do(OTHER, left).split() == []
     assert not left_over_since(bench.before, bench.lab.home.state)
 
 
-def first_process(lab: Lab) -> int:
+def first_process(namespace: Namespace | MachineNetwork) -> int:
     """The process whose end is that of the node: QEMU, or the first one of the container."""
-    group = f"/stacklab/{Namespace(lab.folder, lab.name).group}/"
+    group = f"/stacklab/{Namespace(namespace.folder, namespace.name).group}/"
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -221,8 +280,8 @@ def first_process(lab: Lab) -> int:
             ours = group in (folder / "cgroup").read_text()
         except (OSError, IndexError):  # it has ended
             continue
-        is_qemu = words[0].endswith(b"qemu-system-x86_64") and f"guest={NODE.name}".encode() in b" ".join(
-            words
+        is_qemu = words[0].endswith(b"qemu-system-x86_64") and re.search(
+            rf"guest=([a-z0-9.-]*\.)?{NODE.name},".encode(), b" ".join(words)
         )
         if ours and (is_qemu or (len(inside) == 3 and inside[-1] == "1")):
             return int(folder.name)

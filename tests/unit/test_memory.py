@@ -90,7 +90,7 @@ def provider(machines: Machines, tmp_path: Path) -> VmProvider:
     def run(_node: str, _argv: Any) -> Any:
         raise AssertionError
 
-    return VmProvider(cast(Namespace, machines), machines.folder, run, tmp_path)
+    return VmProvider(cast(Namespace, machines), machines.folder, run, lambda: False)
 
 
 def test_nodes_whose_memory_is_kept_are_off(machines: Machines, provider: VmProvider) -> None:

@@ -1,0 +1,159 @@
+"""The line to another machine's libvirt: one ssh(1), which carries libvirt's words and network cards' frames.
+
+It runs as one of the lab's processes, in this machine's network, and ends with the lab. libvirtd there is a
+socket here; what a network card there connects to is a socket here, too (wire.py).
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import libvirt
+
+from stacklab.errors import StepFailed
+from stacklab.lab.namespace import Namespace
+from stacklab.provide import wire
+from stacklab.provide.elsewhere import Elsewhere
+
+CONNECT_SECONDS = 30
+WIRE_SECONDS = 10.0
+
+
+class Line:
+    """The line of one lab. folder: where its sockets are, which is emptied when the lab starts.
+
+    namespace: the lab's, whose process the line is to be; None for one that its user closes. prefix: what the
+    names of the lab's domains there begin with; what happens to them is recorded in the lab's journal.
+    """
+
+    def __init__(
+        self, elsewhere: Elsewhere, folder: Path, namespace: Namespace | None = None, prefix: str = ""
+    ) -> None:
+        self._elsewhere = elsewhere
+        self._folder = folder
+        self._namespace = namespace
+        self._prefix = prefix
+
+    @property
+    def socket(self) -> Path:
+        """The other machine's libvirtd, as a socket here."""
+        return self._folder / "libvirt-sock"
+
+    @property
+    def _control(self) -> Path:
+        return self._folder / "ssh"
+
+    def start(self) -> bool:
+        """Have the line up; whether it was down. Raises StepFailed with what ssh(1) said."""
+        if self._control.exists() and self._master("check").returncode == 0:
+            return False
+        is_first = not self._folder.exists()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for file in self._folder.iterdir():
+            file.unlink()
+        log = self._folder / "log"
+        command = self._elsewhere.ssh_command(
+            *("-f", "-N", "-M", "-S", str(self._control), "-E", str(log)),
+            *(f"-oConnectTimeout={CONNECT_SECONDS}", "-oServerAliveInterval=15", "-oServerAliveCountMax=3"),
+            *("-oExitOnForwardFailure=yes", "-L", f"{self.socket}:{self._elsewhere.socket}"),
+        )
+        if self._namespace:
+            code = self._namespace.spawn(command).wait()
+            if is_first:
+                self._namespace.spawn(self._namespace.watch_command(self.socket, self._prefix))
+        else:
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+        if code != 0:
+            raise StepFailed(
+                f"{self._elsewhere.host} is not reached over SSH",
+                detail=log.read_text(errors="replace").strip() if log.exists() else "",
+                hint=f"see that this logs in without a question: ssh {self._elsewhere.host}",
+            )
+        return True
+
+    def stop(self) -> None:
+        """Close the line."""
+        self._master("exit")
+
+    def connect(self) -> libvirt.virConnect:
+        """A connection to the other machine's libvirtd. Raises StepFailed."""
+        self.start()
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        try:
+            return libvirt.open(f"qemu+unix:///system?socket={urllib.parse.quote(str(self.socket))}")
+        except libvirt.libvirtError as error:
+            raise StepFailed(
+                f"libvirtd of {self._elsewhere.host} takes no connection: {error}",
+                hint=f"on {self._elsewhere.host}: systemctl status libvirtd, and may the user open "
+                f"{self._elsewhere.socket}?",
+            ) from error
+
+    def is_wired(self, card: str) -> bool:
+        """Whether a network card of a machine that runs is plugged in here."""
+        return self._plug(card).exists()
+
+    def wire(self, card: str, bridge: str) -> int:
+        """Make ready for a network card; the port of 127.0.0.1 there that it has to connect to.
+
+        Raises StepFailed.
+        """
+        assert self._namespace is not None
+        plug = self._plug(card)
+        plug.unlink(missing_ok=True)
+        argv = [os.path.realpath(sys.executable), "-I", wire.__file__, str(plug), bridge, card]
+        process = self._namespace.spawn(argv, network=True)
+        deadline = time.monotonic() + WIRE_SECONDS
+        while not plug.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise StepFailed(f"the network card '{card}' is not plugged into {bridge}")
+            time.sleep(0.01)
+        done = self._master("forward", "-R", f"127.0.0.1:0:{plug}")
+        if done.returncode != 0 or not done.stdout.strip().isdigit():
+            raise StepFailed(
+                f"sshd of {self._elsewhere.host} takes no connections for us",
+                detail=done.stderr.strip(),
+                hint=f"AllowTcpForwarding in sshd_config(5) of {self._elsewhere.host}",
+            )
+        return int(done.stdout)
+
+    def _plug(self, card: str) -> Path:
+        return self._folder / card
+
+    def _master(self, verb: str, *options: str) -> "subprocess.CompletedProcess[str]":
+        command = self._elsewhere.ssh_command("-S", str(self._control), "-O", verb, *options)
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that a line leads to. available: memory that is free or would be given, in MiB."""
+
+    architecture: str
+    available: int
+
+
+def look_elsewhere(elsewhere: Elsewhere) -> Machine:
+    """What another machine is and has. Raises StepFailed when it is not reached."""
+    with temporary_line(elsewhere) as line, contextlib.closing(line.connect()) as connection:
+        memory = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+        kibibytes = sum(memory.get(name, 0) for name in ("free", "buffers", "cached"))
+        return Machine(str(connection.getInfo()[0]), kibibytes // 1024)
+
+
+@contextlib.contextmanager
+def temporary_line(elsewhere: Elsewhere) -> Iterator[Line]:
+    """A line that is closed afterwards, for when there is no lab, or it is off. Raises StepFailed."""
+    with tempfile.TemporaryDirectory(prefix="stacklab-") as folder:
+        line = Line(elsewhere, Path(folder))
+        line.start()
+        try:
+            yield line
+        finally:
+            line.stop()
