@@ -169,15 +169,17 @@ class Namespace:
             )
         return done.stdout.decode()
 
-    def spawn(self, argv: Sequence[str], *, network: bool = False) -> "subprocess.Popen[bytes]":
-        """Start a program of this machine as one of the lab's processes: it ends with the lab.
+    def run_beside(self, argv: Sequence[str], *, network: bool = False, wait: bool = False) -> int:
+        """Run a program of this machine as one of the lab's processes, which ends with the lab at the latest.
 
-        network: in the lab's network instead of the machine's. Raises StepFailed when the lab is down.
+        network: in the lab's network instead of the machine's. wait: for its end, and return its exit code;
+        else 0. Raises StepFailed when the lab is down.
         """
         scope = ["--pid", *(["--net"] if network else [])]
         enter = ["nsenter", f"--target={self._running_pid()}", *scope, "--", *argv]
+        script = 'read -r _; "$@" < /dev/null'
         process = subprocess.Popen(
-            ["sh", "-c", 'read -r _ && exec "$@" < /dev/null', "sh", *enter],
+            ["sh", "-c", script if wait else f"{script} &", "sh", *enter],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -187,7 +189,7 @@ class Namespace:
         with process.stdin as go:  # when it is in the lab's control groups
             cgroups.join(self.group, process.pid)
             go.write(b"\n")
-        return process
+        return process.wait()
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:

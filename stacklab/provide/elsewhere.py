@@ -1,8 +1,8 @@
 """Another machine's libvirt, by its URI: `qemu+ssh://[USER@]HOST[:PORT]/system[?NAME=VALUE&...]`.
 
 The parameters are libvirt's own (https://libvirt.org/uri.html#ssh-transport): `keyfile`, the private key;
-`known_hosts`, the file with that machine's key; `socket`, where libvirtd listens there; `command`, what is run
-in place of ssh(1).
+`known_hosts`, the file with that machine's key; `socket`, where libvirtd listens there; `command`, what is
+run in place of ssh(1).
 """
 
 import urllib.parse

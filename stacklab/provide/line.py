@@ -65,9 +65,9 @@ class Line:
             *("-oExitOnForwardFailure=yes", "-L", f"{self.socket}:{self._elsewhere.socket}"),
         )
         if self._namespace:
-            code = self._namespace.spawn(command).wait()
+            code = self._namespace.run_beside(command, wait=True)
             if is_first:
-                self._namespace.spawn(self._namespace.watch_command(self.socket, self._prefix))
+                self._namespace.run_beside(self._namespace.watch_command(self.socket, self._prefix))
         else:
             code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
         if code != 0:
@@ -108,10 +108,10 @@ class Line:
         plug = self._plug(card)
         plug.unlink(missing_ok=True)
         argv = [os.path.realpath(sys.executable), "-I", wire.__file__, str(plug), bridge, card]
-        process = self._namespace.spawn(argv, network=True)
+        self._namespace.run_beside(argv, network=True)
         deadline = time.monotonic() + WIRE_SECONDS
         while not plug.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 raise StepFailed(f"the network card '{card}' is not plugged into {bridge}")
             time.sleep(0.01)
         done = self._master("forward", "-R", f"127.0.0.1:0:{plug}")

@@ -31,7 +31,6 @@ from stacklab.images.packages import Downloads, Installation
 from stacklab.images.store import Image, Store
 from stacklab.lab.access import ensure_keys, identity_files, wait_for_ssh
 from stacklab.lab.lab import Lab, LabSettings
-from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
 from stacklab.model.catalog import Catalog
 from stacklab.provide.provider import Node, NodeState
@@ -103,6 +102,7 @@ def other_machine(kind: str, program: Program) -> Iterator[Rack | None]:
     rack = Rack(Path(tempfile.mkdtemp(prefix=TESTS_FOLDER.strip("/"), dir="/var/tmp")), program)
     try:
         rack.build(OTHER, packages=LIBVIRT)
+        rack.do(OTHER, "systemctl start virtlogd.socket libvirtd.socket")
         yield rack
     finally:
         rack.destroy()
@@ -202,7 +202,7 @@ def test_what_was_frozen_comes_back_and_what_came_later_does_not(bench: Bench) -
 
 
 def test_a_node_that_ends_by_itself_is_in_the_journal_and_starts_again(bench: Bench) -> None:
-    process = first_process((bench.rack or bench.lab).namespace)
+    process = first_process(bench)
     began = time.time()
     os.kill(process, signal.SIGKILL)
     wait_for("the node is off", lambda: bench.state() is NodeState.STOPPED, 10)
@@ -244,11 +244,11 @@ def test_its_memory_is_kept_where_it_can_be(bench: Bench) -> None:
 
 
 def test_a_line_that_breaks_is_mended_by_start(bench: Bench) -> None:
-    """Of the nodes elsewhere: the network goes away under one that runs, as when this machine is carried off."""
+    """Of nodes elsewhere: the network goes away under one that runs, as when this machine is carried off."""
     if not bench.rack:
         return
     bench.run("echo kept > /root/mark")
-    bench.rack.do(OTHER, "systemctl kill --signal=KILL 'session-*.scope' ssh.service; sleep 1")
+    bench.rack.run(OTHER, "systemctl kill --signal=KILL 'session-*.scope' ssh.service")  # ours, too
     wait_for("the node is not reached", lambda: bench.state() is NodeState.STOPPED, 60)
     assert bench.lab.start()
     assert bench.run("cat /root/mark") == "kept"
@@ -270,9 +270,11 @@ def test_nothing_is_left_of_it(bench: Bench) -> None:
     assert not left_over_since(bench.before, bench.lab.home.state)
 
 
-def first_process(namespace: Namespace | MachineNetwork) -> int:
+def first_process(bench: Bench) -> int:
     """The process whose end is that of the node: QEMU, or the first one of the container."""
-    group = f"/stacklab/{Namespace(namespace.folder, namespace.name).group}/"
+    there = (bench.rack or bench.lab).namespace
+    group = f"/stacklab/{Namespace(there.folder, there.name).group}/"
+    is_container = bench.lab.settings.node_kind == "lxc"
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -283,6 +285,6 @@ def first_process(namespace: Namespace | MachineNetwork) -> int:
         is_qemu = words[0].endswith(b"qemu-system-x86_64") and re.search(
             rf"guest=([a-z0-9.-]*\.)?{NODE.name},".encode(), b" ".join(words)
         )
-        if ours and (is_qemu or (len(inside) == 3 and inside[-1] == "1")):
+        if ours and (is_qemu or (is_container and len(inside) == 3 and inside[-1] == "1")):
             return int(folder.name)
     raise AssertionError("the node has no process")
