@@ -44,6 +44,8 @@ def parse(uri: str) -> Elsewhere:
         raise UsageError(f"'{uri}' is no URI: {error}", hint=hint) from error
     if parts.scheme != SCHEME or not parts.hostname:
         raise UsageError(f"'{uri}' is not of the form {SCHEME}://[USER@]HOST[:PORT]/system", hint=hint)
+    if (parts.username or parts.hostname).startswith("-"):
+        raise UsageError(f"'{uri}': what begins with '-' would be an option of ssh(1)")
     if parts.path != "/system":
         raise UsageError(
             f"'{uri}' names '{parts.path or '/'}': machines on networks need the libvirt of the system",

@@ -188,14 +188,19 @@ class VmProvider:
         """How many seconds a node has to shut down."""
         return SHUTDOWN_SECONDS * (1.0 if self._kvm() else kinds.EMULATED)
 
-    def _describe(self, node: Node, **values: object) -> str:
-        """The description of a node's domain; values: what depends on the machine that it runs on."""
+    def _describe(self, node: Node, wires: Mapping[str, int] | None = None, **values: object) -> str:
+        """The description of a node's domain.
+
+        wires: by network, the port that a card is plugged into, where the lab's networks are not at hand.
+        values: what depends on the machine that it runs on.
+        """
         return self._domains.describe(
             "vm.xml.j2",
             node=node,
             kvm=self._kvm(),
             address=f"{node.address}/{MANAGEMENT.prefix}",
             number=number_of(node),
+            wires=wires,
             **values,
         )
 
