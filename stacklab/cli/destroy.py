@@ -23,7 +23,11 @@ def destroy(
     lab: LabOption = "default",
     yes: Yes = False,
     leave_unreachable: Annotated[
-        bool, typer.Option("--leave-unreachable", help="Leave hosts that do not answer as they are.")
+        bool,
+        typer.Option(
+            "--leave-unreachable",
+            help="Leave hosts, or another machine's libvirt, that do not answer as they are.",
+        ),
     ] = False,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
