@@ -358,7 +358,8 @@ class Lab:
 
         def shut_down(node: Node) -> None:
             was_on = self.provider.state(node) is NodeState.RUNNING
-            self.provider.stop(node)  # one that runs elsewhere and is not reached is not on
+            if was_on or self.is_elsewhere:  # there it may run, and not be reached
+                self.provider.stop(node)
             if was_on:
                 self.journal.record("stacklab.node.stopped", node.name)
 

@@ -5,6 +5,7 @@ socket`: each Ethernet frame behind its length, four bytes in network order), th
 the bridge. It takes one connection and ends with it, and the socket's file and the device are gone.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -31,11 +32,9 @@ def open_tap(name: str, bridge: str) -> int:
 
 def to_machine(tap: int, connection: socket.socket) -> None:
     """Send the machine what the bridge has for it, until the connection ends."""
-    try:
+    with contextlib.suppress(OSError):
         while frame := os.read(tap, FRAME_BYTES):
             connection.sendall(struct.pack("!I", len(frame)) + frame)
-    except OSError:
-        connection.close()
 
 
 def from_machine(tap: int, connection: socket.socket) -> None:
@@ -43,7 +42,8 @@ def from_machine(tap: int, connection: socket.socket) -> None:
     with connection.makefile("rb", buffering=BUFFER_BYTES) as stream:
         while len(head := stream.read(4)) == 4:
             frame = stream.read(struct.unpack("!I", head)[0])
-            os.write(tap, frame)
+            with contextlib.suppress(OSError):  # one that no bridge takes is lost, as on any wire
+                os.write(tap, frame)
 
 
 def main() -> None:
