@@ -49,7 +49,7 @@ def freeze(
         (folder / "nodes").mkdir()
         for node in nodes:
             lab.provider.flush(node)
-        with _asleep(lab) if memory else lab.held():
+        with _asleep(lab) if memory else lab.provider.held(nodes):
             for node in nodes:
                 lab.provider.freeze(node, folder / "nodes" / node.name)
             for name in (SECRETS, SETTINGS):

@@ -271,19 +271,6 @@ class Lab:
         settings = self.settings
         return bool(settings.connect_kvm) if settings.connect else kvm.works(self.home.cache)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold all that runs in its nodes meanwhile, from one moment on."""
-        if self.is_elsewhere:
-            from stacklab.provide.vm_elsewhere import VmElsewhereProvider
-
-            assert isinstance(self.provider, VmElsewhereProvider)
-            with self.provider.held(self.settings.nodes):
-                yield
-        else:
-            with self.namespace.paused():
-                yield
-
     @property
     def patience(self) -> float:
         """How many times longer than on nodes that run natively all is waited for."""

@@ -38,8 +38,3 @@ class MachineNetwork:
     def network(self) -> Iterator[None]:
         """Meanwhile the calling thread uses the network, as it does anyway."""
         yield
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """No processes are held: hosts are not frozen."""
-        yield

@@ -6,6 +6,7 @@ They are neither made nor frozen. What `destroy` takes away is what the ledger o
 
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -79,6 +80,10 @@ class HostProvider:
     def freeze(self, node: Node, folder: Path) -> None:
         """Raises UsageError."""
         raise _not_frozen(node)
+
+    def held(self, nodes: Sequence[Node]) -> AbstractContextManager[None]:
+        """Nothing: hosts are not frozen."""
+        return nullcontext()
 
     def hibernate(self, nodes: Sequence[Node]) -> None:
         """Raises UsageError."""

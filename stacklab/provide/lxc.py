@@ -6,6 +6,7 @@ Containers that the lab's own libvirtd runs with systemd in them, on an overlay 
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import libvirt
@@ -113,6 +114,10 @@ class LxcProvider:
 
     def flush(self, node: Node) -> None:
         """Nothing is to be done: what a container writes is in the kernel that copies it."""
+
+    def held(self, nodes: Sequence[Node]) -> AbstractContextManager[None]:
+        """Hold all processes of the lab."""
+        return self._namespace.paused()
 
     def hibernate(self, nodes: Sequence[Node]) -> None:
         """Containers are processes of the machine: their memory is not one thing that could be kept."""

@@ -1,6 +1,7 @@
 """The contract that every node kind keeps. Providers know nodes and images; they know nothing of layers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -82,6 +83,9 @@ class Provider(Protocol):
 
     def flush(self, node: Node) -> None:
         """Have what the node's programs have written reach its disk, before the lab is held for `freeze`."""
+
+    def held(self, nodes: Sequence[Node]) -> AbstractContextManager[None]:
+        """Hold all that runs on the nodes meanwhile, from one moment on."""
 
     def hibernate(self, nodes: Sequence[Node]) -> None:
         """Keep the memory of nodes that run, all as of one moment; they are off afterwards.

@@ -9,6 +9,7 @@ import os
 import subprocess
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import libvirt
@@ -129,6 +130,10 @@ class VmProvider:
             done = self._run(node.name, ["sync"])
             if done.returncode != 0:
                 raise StepFailed(f"node '{node.name}' does not write its disk", detail=done.stderr)
+
+    def held(self, nodes: Sequence[Node]) -> AbstractContextManager[None]:
+        """Hold all processes of the lab, QEMU's among them."""
+        return self._namespace.paused()
 
     def hibernate(self, nodes: Sequence[Node]) -> None:
         """Stop all processors first, then write one memory after the other.
