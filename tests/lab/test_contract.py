@@ -1,8 +1,9 @@
 """What every kind of node does alike: one contract, tested on a node of each kind with the base system only.
 
-`elsewhere` is a virtual machine on the libvirt of another machine, which only SSH reaches. Costs about four
-minutes on two cores, most of it where virtual machines are emulated. The tests run in the order of the file,
-once per kind. All of layer 1 on virtual machines is in test_vm.py.
+`elsewhere` is a virtual machine on the libvirt of another machine, `host` is such another machine itself,
+which only SSH reaches. Costs some five minutes on two cores, most of it where virtual machines are emulated.
+The tests run in the order of the file, once per kind. All of layer 1 is in test_layer1.py, test_vm.py and
+test_host.py.
 """
 
 import os
@@ -14,7 +15,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,11 @@ from stacklab.provide.vm import SHUTDOWN_SECONDS
 from stacklab.restore import store_of
 from tests.lab.machine import TESTS_FOLDER, Machine, left_over_since
 from tests.lab.program import Program, wait_for
-from tests.lab.rack import Rack
+from tests.lab.rack import Rack, differences, look
 
 # Images are sealed by a process that nobody waits for.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-KINDS = ("lxc", "vm", "elsewhere")
+KINDS = ("lxc", "vm", "elsewhere", "host")
 NODE = Node("controller", "10.20.0.11", ("controller",), memory=768, cpus=2)
 PACKAGE = "hello"
 EVENT_SECONDS = 30.0  # a hundredth of that on a machine that does nothing else
@@ -61,8 +62,15 @@ class Bench:
     store: Store
     downloads: Downloads
     before: Machine
+    kind: str
     rack: Rack | None
-    """Where the other machine is, if the node is to be there."""
+    """Where the other machine is, if the node is to be there, or to be that machine."""
+    found: dict[str, list[str]]
+    """What a host was before."""
+
+    @property
+    def is_host(self) -> bool:
+        return self.kind == "host"
 
     def state(self) -> NodeState:
         return self.lab.provider.state(NODE)
@@ -95,15 +103,20 @@ def image_for(kind: str, store: Store, downloads: Downloads, log: Path) -> Image
 
 @contextmanager
 def other_machine(kind: str, program: Program) -> Iterator[Rack | None]:
-    """A machine with a libvirt that this one reaches over SSH, where the kind asks for it."""
-    if kind != "elsewhere":
+    """A machine that SSH reaches, where the kind asks for it, with a libvirt if the node is to be on that."""
+    if kind not in ("elsewhere", "host"):
         yield None
         return
     rack = Rack(Path(tempfile.mkdtemp(prefix=TESTS_FOLDER.strip("/"), dir="/var/tmp")), program)
     try:
-        rack.build(OTHER, packages=LIBVIRT)
-        rack.do(OTHER, "systemctl start virtlogd.socket libvirtd.socket")
-        yield rack
+        if kind == "host":
+            rack.build(NODE.name)
+            with rack.namespace.network():
+                yield rack
+        else:
+            rack.build(OTHER, packages=LIBVIRT)
+            rack.do(OTHER, "systemctl start virtlogd.socket libvirtd.socket")
+            yield rack
     finally:
         rack.destroy()
 
@@ -112,11 +125,16 @@ def uri_of(rack: Rack) -> str:
     """The URI of the other machine's libvirt: SSH as its owner uses it, from within its network."""
     address = rack.nodes[OTHER].address
     known_hosts, ssh = rack.folder / "known_hosts", rack.folder / "ssh"
-    known_hosts.write_text(f"{address} {rack.do(OTHER, 'cat /etc/ssh/ssh_host_ed25519_key.pub')}")
+    known_hosts.write_text(host_key(rack, OTHER))
     ssh.write_text(f'#!/bin/sh\nexec nsenter --target {rack.namespace.pid()} --net -- ssh "$@"\n')
     ssh.chmod(0o755)
     query = urllib.parse.urlencode({"keyfile": rack.key, "known_hosts": known_hosts, "command": ssh})
     return f"qemu+ssh://root@{address}/system?{query}"
+
+
+def host_key(rack: Rack, name: str) -> str:
+    """The line of known_hosts for a machine."""
+    return f"{rack.nodes[name].address} {rack.do(name, 'cat /etc/ssh/ssh_host_ed25519_key.pub')}"
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -128,35 +146,43 @@ def bench(request: pytest.FixtureRequest, program: Program) -> Iterator[Bench]:
     image = image_for(kind, store, downloads, program.state.parent / "images.log")
     with other_machine(kind, program) as rack:
         before = Machine.look(program.state)
+        found = look(rack, NODE.name) if rack and kind == "host" else {}
         lab = Lab(home, f"test-{kind}")
+        elsewhere = kind == "elsewhere"
         settings = LabSettings(
             profile="openstack",
             release="epoxy",
             topology="t",
-            node_kind="vm" if rack else kind,
-            connect=uri_of(rack) if rack else "",
-            nodes=(NODE,),
+            node_kind="vm" if elsewhere else kind,
+            connect=uri_of(rack) if rack and elsewhere else "",
+            nodes=(replace(NODE, kind=kind, key=str(rack.key)) if rack and not elsewhere else NODE,),
         )
         lab.save(settings)
         (lab.folder / SECRETS).write_text("{}\n")
         try:
             lab.namespace.start()
             ensure_keys(lab, (NODE,))
+            if rack and not elsewhere:
+                (lab.folder / "ssh" / "known_hosts").write_text(host_key(rack, NODE.name))
             folders = [each.tree_of(NODE.name) for each in store.chain(image)]
             assert lab.provider.state(NODE) is NodeState.ABSENT
             lab.provider.create(NODE, folders, identity_files(lab, NODE))
-            yield Bench(lab, store, downloads, before, rack)
+            yield Bench(lab, store, downloads, before, kind, rack, found)
         finally:
             lab.destroy()
 
 
 def test_a_node_that_is_made_is_off_and_stands_on_its_image(bench: Bench) -> None:
+    if bench.is_host:  # it was there before
+        assert bench.state() is NodeState.RUNNING
+        assert bench.lab.provider.image(NODE) == []
+        return
     assert bench.state() is NodeState.STOPPED
     assert all(folder.is_relative_to(bench.store.folder) for folder in bench.lab.provider.image(NODE))
 
 
 def test_it_starts_as_itself(bench: Bench) -> None:
-    assert bench.lab.start()
+    assert bench.lab.start() is not bench.is_host
     assert bench.state() is NodeState.RUNNING
     assert bench.run("hostname") == NODE.name
     assert len(bench.run("cat /etc/machine-id")) == 32
@@ -181,12 +207,17 @@ def test_packages_are_installed_and_it_runs_on(bench: Bench) -> None:
 
 
 def test_what_was_frozen_comes_back_and_what_came_later_does_not(bench: Bench) -> None:
+    inputs = {"lab": bench.lab.name, "name": "", "n": 1}
+    if bench.is_host:
+        with pytest.raises(UsageError, match="hosts are not frozen"):
+            freeze(bench.lab, bench.store, "checkpoint", inputs)
+        return
     bench.run(
         "echo before > /root/mark; ln -s mark /root/link; mkdir -m 700 /root/own; rm /etc/debian_version"
     )
     host_key = bench.run("cat /etc/ssh/ssh_host_ed25519_key.pub")
     machine = bench.run("cat /etc/machine-id")
-    image = freeze(bench.lab, bench.store, "checkpoint", {"lab": bench.lab.name, "name": "", "n": 1})
+    image = freeze(bench.lab, bench.store, "checkpoint", inputs)
     assert bench.state() is NodeState.RUNNING, "the lab runs on"
     bench.run("echo after > /root/mark; touch /root/later; sync")
     thaw(bench.lab, bench.store, image)
@@ -202,6 +233,12 @@ def test_what_was_frozen_comes_back_and_what_came_later_does_not(bench: Bench) -
 
 
 def test_a_node_that_ends_by_itself_is_in_the_journal_and_starts_again(bench: Bench) -> None:
+    if bench.rack and bench.is_host:  # nobody tells; whoever asks is told
+        bench.rack.power_off(NODE.name)
+        wait_for("the host is gone", lambda: bench.state() is NodeState.UNREACHABLE, EVENT_SECONDS)
+        bench.rack.power_on(NODE.name)
+        assert bench.state() is NodeState.RUNNING
+        return
     process = first_process(bench)
     began = time.time()
     os.kill(process, signal.SIGKILL)
@@ -218,10 +255,10 @@ def test_a_node_that_ends_by_itself_is_in_the_journal_and_starts_again(bench: Be
 
 def test_its_memory_is_kept_where_it_can_be(bench: Bench) -> None:
     inputs = {"lab": bench.lab.name, "name": "", "n": 2}
-    if bench.lab.settings.node_kind != "vm" or bench.rack:
-        with pytest.raises(UsageError, match="cannot keep their memory"):
+    if bench.kind != "vm":
+        with pytest.raises(UsageError, match=r"cannot keep their memory|hosts are not frozen"):
             freeze(bench.lab, bench.store, "checkpoint", inputs, memory=True)
-        assert bench.run("cat /root/mark") == "before"
+        assert bench.state() is NodeState.RUNNING
         return
     bench.run("mkdir -p /run/only-in-memory")
     boot = bench.run("cat /proc/sys/kernel/random/boot_id")
@@ -245,7 +282,7 @@ def test_its_memory_is_kept_where_it_can_be(bench: Bench) -> None:
 
 def test_a_line_that_breaks_is_mended_by_start(bench: Bench) -> None:
     """Of nodes elsewhere: the network goes away under one that runs, as when this machine is carried off."""
-    if not bench.rack:
+    if not bench.rack or bench.is_host:
         return
     bench.run("echo kept > /root/mark")
     bench.rack.run(OTHER, "systemctl kill --signal=KILL 'session-*.scope' ssh.service")  # ours, too
@@ -264,6 +301,9 @@ def test_it_is_shut_down_in_order_and_not_by_force(bench: Bench) -> None:
 def test_nothing_is_left_of_it(bench: Bench) -> None:
     bench.lab.destroy()
     assert not bench.lab.folder.exists()
+    if bench.rack and bench.is_host:
+        assert differences(bench.found, look(bench.rack, NODE.name)) == {}
+        return
     if bench.rack:
         left = "virsh -q list --all --name; virsh -q pool-list --all --name; ls /var/lib/libvirt/images"
         assert bench.rack.do(OTHER, left).split() == []
@@ -274,7 +314,7 @@ def first_process(bench: Bench) -> int:
     """The process whose end is that of the node: QEMU, or the first one of the container."""
     there = (bench.rack or bench.lab).namespace
     group = f"/stacklab/{Namespace(there.folder, there.name).group}/"
-    is_container = bench.lab.settings.node_kind == "lxc"
+    is_container = bench.kind == "lxc"
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
