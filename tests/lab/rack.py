@@ -245,7 +245,8 @@ LOOK = {
     "processes": "cat /proc/[0-9]*/comm 2> /dev/null | grep -v -e cat -e sort -e grep -e sh | sort -u",
     "files": "find / -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/run/*' ! -path '/tmp/*'"
     " ! -path '/var/lib/apt/*' ! -path '/var/cache/*' ! -path '/var/log/*' ! -path '/var/lib/dpkg/*'"
-    " ! -path '/var/lib/systemd/*' ! -path '/var/lib/ucf/*' ! -path '/root/.ssh/*' | sort",
+    " ! -path '/var/lib/systemd/*' ! -path '/var/tmp/systemd-private-*'"
+    " ! -path '/var/lib/ucf/*' ! -path '/root/.ssh/*' | sort",
     "contents": "find /etc /usr/sbin -xdev -type f ! -name '*-' ! -name 'ld.so.cache' ! -name '.pwd.lock'"
     " ! -name machine-id -exec sha256sum {} + | sort -k2",
 }
