@@ -70,6 +70,9 @@ LOGS = Path("/var/log/stacklab")
 LOCK = Path("/run/stacklab-converge.pid")
 KINDS = ("command", "units", "ports")
 DEFAULT_TIMEOUT = 300.0
+# systemctl waits 25 s for systemd's answer, and an emulated one that starts a dozen services needs longer.
+PATIENT = {"SYSTEMD_BUS_TIMEOUT": "300"}
+QUESTIONS, QUESTION_SECONDS = 5, 2.0  # how often it is asked, for it may take none, and the pause between
 OUTPUT_LINES = 60
 LOG_LINES = 30
 TAIL_BYTES = 64 * 1024
@@ -209,6 +212,7 @@ class Processes:
         """
         account = self._account(user)
         environment = {
+            **PATIENT,
             "PATH": SYSTEM_PATH,
             "LANG": "C.UTF-8",
             "HOME": "/root",
@@ -329,8 +333,7 @@ class Systemd:
     def states(self, units: Sequence[str]) -> list[UnitState]:
         """The state of each unit, in the order asked for."""
         properties = "LoadState,UnitFileState,WantedBy,RequiredBy,ActiveState,SubState,Result,Type,NRestarts"
-        argv = ["systemctl", "show", f"--property={properties}", "--", *units]
-        shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        shown = self._show(["systemctl", "show", f"--property={properties}", "--", *units])
         states = []
         for unit, block in zip(units, shown.strip().split("\n\n"), strict=True):
             said = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -350,6 +353,18 @@ class Systemd:
                 )
             )
         return states
+
+    @staticmethod
+    def _show(argv: Sequence[str]) -> str:
+        """What `systemctl show` prints. Raises StepError when systemd takes no question, not even again."""
+        for _ in range(QUESTIONS):
+            done = subprocess.run(
+                argv, capture_output=True, text=True, env={**os.environ, **PATIENT}, check=False
+            )
+            if done.returncode == 0:
+                return done.stdout
+            time.sleep(QUESTION_SECONDS)
+        raise StepError(f"{' '.join(argv[:2])}: {done.stderr.strip() or done.returncode}")
 
     def call(self, words: Sequence[str], timeout: float, log: IO[bytes]) -> int:
         """Run `systemctl` with these words; it ends when the jobs it made have. Returns its exit code."""
