@@ -24,6 +24,8 @@ from tests.host.box import make_box
 
 BOX = "stacklab-typical"
 CHECKOUT = Path(__file__).parents[2]
+CLEARED = "\x1b[K"
+PROGRESS = (f"{CLEARED}Progress:", "\r")
 IN_CLONE = "cd stacklab && sudo "
 COMMANDS = (
     ". /etc/os-release && echo $PRETTY_NAME && uname -r && nproc && free -m",
@@ -69,7 +71,7 @@ class Transcript:
     def run(self, *argv: str) -> int:
         """Run a command in the clone, in the namespaces; its exit code."""
         begin = time.monotonic()
-        self._say(f"$ {' '.join(argv)}\n")
+        self._say(f"$ {' '.join(argv)}\n".replace(str(self._file.parent), "FOLDER"))
         process = subprocess.Popen(
             self._namespace.enter_command(["env", f"--chdir={self._clone}", *argv]),
             env={**os.environ, **self._environment},
@@ -81,7 +83,8 @@ class Transcript:
         )
         assert process.stdout is not None
         for line in process.stdout:
-            self._say(line)
+            if not line.startswith(PROGRESS):
+                self._say(line.replace(str(self._file.parent), "FOLDER").removeprefix(CLEARED))
         code = process.wait()
         self._say(f"# exit code {code}, after {time.monotonic() - begin:.0f} s\n\n")
         return code
