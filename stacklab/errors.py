@@ -5,6 +5,7 @@
         ModelError              2    problems in YAML, each with file:line:column
       HostUnfit                 3    this machine cannot do it; nothing was built
       StepFailed                1    a step of the work failed; `up` again resumes
+        Unreached               1    another machine does not answer
       LabBusy                   1    another stacklab process works on the lab
       LabDamaged                1    a file or an image that the lab cannot do without has gone or is broken
       CheckFailed               4    a check of the cloud failed
@@ -75,6 +76,10 @@ class HostUnfit(StacklabError):
 
 class StepFailed(StacklabError):
     """A step of the work failed; what passed before it is kept."""
+
+
+class Unreached(StepFailed):
+    """A machine that the lab's nodes run on does not answer."""
 
 
 class LabBusy(StacklabError):

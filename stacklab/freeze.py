@@ -18,7 +18,7 @@ from stacklab.files import remove_tree
 from stacklab.images.digest import damage
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_PASSED
-from stacklab.lab.access import ensure_keys, identity_files
+from stacklab.lab.access import ensure_keys, identity_files, set_clock
 from stacklab.lab.lab import Lab, LabSettings
 from stacklab.provide.provider import NodeState
 
@@ -54,6 +54,10 @@ def freeze(
                 lab.provider.freeze(node, folder / "nodes" / node.name)
             for name in (SECRETS, SETTINGS):
                 shutil.copy2(lab.folder / name, folder / "lab" / name)
+        if lab.is_elsewhere:  # where nodes that are held miss what time it is
+            for node in nodes:
+                if lab.provider.state(node) is NodeState.RUNNING:
+                    set_clock(lab, node)
         if memory:
             shutil.copytree(lab.folder / SSH, folder / "lab" / SSH)
 

@@ -230,7 +230,8 @@ def purge(entry: dict[str, Any]) -> None:
     if gone:
         _refuse_needed(gone)
         with _starts_forbidden(), LOG.open("ab") as log:
-            _mend(log)
+            with contextlib.suppress(Trouble):  # what was cut off goes as it is
+                _apt(log, ["dpkg", "--configure", "--pending"])
             _apt(log, ["apt-get", "-q", "-y", "purge", *gone])
     leftover = [name for name in entry["packages"] if name not in there]
     if leftover:  # removed by somebody, and their configuration not
@@ -394,10 +395,13 @@ def _apt(log: Any, argv: Sequence[str]) -> None:
 
 
 def _packages() -> dict[str, str]:
-    """The status of every package that dpkg knows, by name: "installed" when nothing is wrong with it."""
+    """The status of every package that dpkg knows, by name: "installed" when nothing is wrong with it.
+
+    Of several architectures, that which is there counts.
+    """
     show = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n"]
-    pairs = (line.partition(" ") for line in _output(show).splitlines())
-    return {name: status for name, _, status in pairs}
+    pairs = [line.partition(" ") for line in _output(show).splitlines()]
+    return {name: status for name, _, status in sorted(pairs, key=lambda pair: pair[2] not in NOT_THERE)}
 
 
 def _half_installed() -> bool:
@@ -410,7 +414,9 @@ def _mend(log: Any) -> None:
     if _half_installed():
         with contextlib.suppress(Trouble):  # what is needed may be missing; apt sees to it
             _apt(log, ["dpkg", "--configure", "--pending"])
-        _apt(log, ["apt-get", "-q", "-y", *CONFIGURATION_STAYS, "--fix-broken", "install"])
+        # What is the owner's is not taken away for it.
+        mend = ["apt-get", "-q", "-y", "--no-install-recommends", "--no-remove", *CONFIGURATION_STAYS]
+        _apt(log, [*mend, "--fix-broken", "install"])
 
 
 def _environment() -> dict[str, str]:

@@ -59,10 +59,11 @@ def is_unified(present: list[Hierarchy]) -> bool:
     return all(hierarchy.is_v2 for hierarchy in present)
 
 
-def join(name: str, pid: int) -> None:
+def join(name: str, pid: int, *, beside: bool = False) -> None:
     """Make the groups of the lab `name` in every hierarchy and move the process `pid` into them.
 
-    Raises OSError where the machine does not let it.
+    beside: the lab runs already. On v2 its group hands out its controllers then, and has no processes of its
+    own: they are in a leaf. Raises OSError where the machine does not let it.
     """
     for hierarchy in hierarchies():
         group = hierarchy.mount_point / PARENT / name
@@ -71,9 +72,9 @@ def join(name: str, pid: int) -> None:
             _inherit_cpuset(hierarchy.mount_point, group)
         if hierarchy.is_v2:
             _delegate(hierarchy.mount_point)
-        # A v2 group that hands out its controllers, as that of a lab that runs, has no processes of its own.
         leaf = group / LEAF
-        (leaf if leaf.is_dir() else group).joinpath("cgroup.procs").write_text(str(pid))
+        place = leaf if beside and leaf.is_dir() else group
+        (place / "cgroup.procs").write_text(str(pid))
 
 
 def _inherit_cpuset(top: Path, group: Path) -> None:

@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from stacklab import lock
-from stacklab.errors import LabDamaged, StepFailed, UsageError
+from stacklab.errors import LabDamaged, StepFailed, Unreached, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.host import kinds, kvm
@@ -314,9 +314,9 @@ class Lab:
         def boot(node: Node) -> None:
             with self.journal.step("node", node.name):
                 with one_by_one:
-                    resumed = self.provider.start(node)
+                    is_late = self.provider.start(node)
                 wait_for_ssh(self, node)
-                if resumed:
+                if is_late:
                     set_clock(self, node)
             self.journal.record("stacklab.node.started", node.name)
 
@@ -350,9 +350,13 @@ class Lab:
             if was_on:
                 self.journal.record("stacklab.node.stopped", node.name)
 
-        if self.namespace.pid() is not None:
-            self.at_once(shut_down, [node for node in self.settings.nodes if node != self.controller])
-            shut_down(self.controller)
+        try:
+            if self.namespace.pid() is not None or self.is_elsewhere:
+                self.at_once(shut_down, [node for node in self.settings.nodes if node != self.controller])
+                shut_down(self.controller)
+        except Unreached:  # which is no reason to stay on here
+            self.namespace.stop()
+            raise
         self.namespace.stop()
 
     def destroy(self, *, leave_unreachable: bool = False) -> None:
@@ -384,7 +388,7 @@ class Lab:
         try:
             for node in self.settings.nodes:
                 self.provider.destroy(node)
-        except StepFailed as error:
+        except Unreached as error:
             if not leave_unreachable:
                 error.hint += "; or --leave-unreachable, and what is there stays"
                 raise

@@ -177,19 +177,26 @@ class Namespace:
         """
         scope = ["--pid", *(["--net"] if network else [])]
         enter = ["nsenter", f"--target={self._running_pid()}", *scope, "--", *argv]
-        script = 'read -r _; "$@" < /dev/null'
+        script = 'read -r _ || exit 1; "$@" < /dev/null'
         process = subprocess.Popen(
             ["sh", "-c", script if wait else f"{script} &", "sh", *enter],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            cwd="/",
         )
         assert process.stdin is not None
-        with process.stdin as go:  # when it is in the lab's control groups
-            cgroups.join(self.group, process.pid)
-            go.write(b"\n")
-        return process.wait()
+        try:
+            with process.stdin as go:  # when it is in the lab's control groups
+                cgroups.join(self.group, process.pid, beside=True)
+                go.write(b"\n")
+            return process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:

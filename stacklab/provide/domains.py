@@ -46,20 +46,20 @@ class Domains:
 
     def is_active(self, name: str) -> bool:
         """Whether there is a domain of that name, which runs."""
-        active = False
-        with self.connection() as connection, absent(*ENDED):
-            active = bool(connection.lookupByName(name).isActive())
-        return active
+        with self.connection() as connection:
+            return is_active(connection, name)
 
     def shut_down(self, name: str, seconds: float) -> None:
         """Press the power button, where there is such a domain; end it by force after `seconds`."""
-        with self.connection() as connection, absent(*ENDED):
-            connection.lookupByName(name).shutdown()
-        deadline = time.monotonic() + seconds
-        while self.is_active(name):
-            if time.monotonic() > deadline:
-                self.destroy(name)
-            time.sleep(0.1)
+        with self.connection() as connection:
+            with absent(*ENDED):
+                connection.lookupByName(name).shutdown()
+            deadline = time.monotonic() + seconds
+            while is_active(connection, name):
+                if time.monotonic() > deadline:
+                    with absent(*ENDED):
+                        connection.lookupByName(name).destroy()
+                time.sleep(0.1)
 
     def destroy(self, name: str) -> None:
         """End a domain by force, if there is one."""
@@ -99,6 +99,14 @@ class Domains:
             (self._namespace.folder / "libvirt" / "log").rglob("*.log"), key=lambda file: file.stat().st_mtime
         )
         return "\n".join(logs[-1].read_text(errors="replace").splitlines()[-15:]) if logs else ""
+
+
+def is_active(connection: libvirt.virConnect, name: str) -> bool:
+    """Whether there is a domain of that name, which runs, or is paused."""
+    active = False
+    with absent(*ENDED):
+        active = bool(connection.lookupByName(name).isActive())
+    return active
 
 
 @contextlib.contextmanager

@@ -12,6 +12,14 @@ from stacklab.errors import UsageError
 
 SCHEME = "qemu+ssh"
 SOCKET = "/var/run/libvirt/libvirt-sock"
+# Whatever ssh_config(5) of the user says of that machine.
+SSH_OPTIONS = (
+    "-oBatchMode=yes",
+    "-oControlPersist=no",
+    "-oForwardAgent=no",
+    "-oForwardX11=no",
+    "-oPermitLocalCommand=no",
+)
 KNOWN = ("keyfile", "known_hosts", "socket", "command")
 
 
@@ -29,9 +37,9 @@ class Elsewhere:
     def ssh_command(self, *options: str) -> list[str]:
         """The command line of ssh(1) to that machine, which asks nobody anything."""
         port = [f"-p{self.port}"] if self.port else []
-        key = [f"-oIdentityFile={self.keyfile}"] if self.keyfile else []
-        known = [f"-oUserKnownHostsFile={self.known_hosts}"] if self.known_hosts else []
-        return [self.command, "-oBatchMode=yes", *port, *key, *known, *options, self.host]
+        key = [f'-oIdentityFile="{self.keyfile}"', "-oIdentitiesOnly=yes"] if self.keyfile else []
+        known = [f'-oUserKnownHostsFile="{self.known_hosts}"'] if self.known_hosts else []
+        return [self.command, *SSH_OPTIONS, *port, *key, *known, *options, self.host]
 
 
 def parse(uri: str) -> Elsewhere:
@@ -44,8 +52,10 @@ def parse(uri: str) -> Elsewhere:
         raise UsageError(f"'{uri}' is no URI: {error}", hint=hint) from error
     if parts.scheme != SCHEME or not parts.hostname:
         raise UsageError(f"'{uri}' is not of the form {SCHEME}://[USER@]HOST[:PORT]/system", hint=hint)
-    if (parts.username or parts.hostname).startswith("-"):
+    if parts.netloc.startswith("-") or (parts.username or "").startswith("-"):
         raise UsageError(f"'{uri}': what begins with '-' would be an option of ssh(1)")
+    if parts.password is not None:
+        raise UsageError("a password in a URI is seen by everybody; ssh(1) has keys", hint=hint)
     if parts.path != "/system":
         raise UsageError(
             f"'{uri}' names '{parts.path or '/'}': machines on networks need the libvirt of the system",
@@ -54,5 +64,8 @@ def parse(uri: str) -> Elsewhere:
     given = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
     if unknown := sorted(set(given).difference(KNOWN)):
         raise UsageError(f"'{uri}': '{unknown[0]}' is not understood; there is: {', '.join(KNOWN)}")
-    user = f"{parts.username}@" if parts.username else ""
-    return Elsewhere(f"{user}{parts.hostname}", port, **given)
+    for name, value in given.items():
+        if not value.startswith("/") and (name != "command" or "/" in value):
+            raise UsageError(f"'{uri}': {name} has to begin with '/', as commands run in any folder")
+    host = parts.netloc.removesuffix(f":{port}") if port else parts.netloc  # an alias keeps its capitals
+    return Elsewhere(urllib.parse.unquote(host), port, **given)

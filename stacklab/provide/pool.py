@@ -1,7 +1,8 @@
 """The disks of labs on another machine: a folder of its libvirt, which is there as long as a lab has disks.
 
-IMAGE.qcow2, IMAGE.vmlinuz     what nodes start from, whole, once for all labs; IMAGE.ready when it is there
-DOMAIN.qcow2, DOMAIN.initrd    a node's own disk on that of its image
+IMAGE.qcow2, IMAGE.vmlinuz     what nodes start from, whole, once for all labs; IMAGE.qcow2.ready when it is there
+DOMAIN.initrd                  made first and removed last: what of a node keeps the pool
+DOMAIN.*.qcow2                 a node's own disk, on that of its image
 DOMAIN.console                 what its console said
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import libvirt
 
+from stacklab.errors import StepFailed
 from stacklab.provide.domains import absent
 
 NAME = "stacklab"
@@ -43,20 +45,25 @@ class Pool:
         """Where a disk is on that machine."""
         return f"{FOLDER}/{name}"
 
-    def has(self, name: str) -> bool:
-        """Whether there is a disk, or mark, of that name."""
-        return name in self._pool.listVolumes()
+    def has_whole(self, name: str) -> bool:
+        """Whether there is what was sent under that name, to its end."""
+        return f"{name}.{READY}" in self._pool.listVolumes()
 
     def free(self) -> int:
         """The room that is left, in bytes."""
         return int(self._pool.info()[3])
 
-    def mark(self, name: str) -> None:
-        """Write down that an image is there."""
+    def mark_whole(self, name: str) -> None:
+        """Write down that all of it has been sent."""
         self._make(f"{name}.{READY}", 1, "raw")
 
     def upload(self, name: str, source: Path) -> None:
-        """Put a file there, in place of one that has its name."""
+        """Put a file there, in place of one that has its name. Raises StepFailed when there is no room for it."""
+        if self.free() < source.stat().st_size:
+            raise StepFailed(
+                f"there is no room for {source.stat().st_size >> 20} MiB in {FOLDER} on the other machine",
+                hint="make some there, or destroy a lab that runs there",
+            )
         volume = self._make(name, source.stat().st_size, "raw")
         stream = self.connection.newStream()
         with source.open("rb") as file, _aborted_on_error(stream):
@@ -90,6 +97,12 @@ class Pool:
         with absent(NO_VOLUME):
             self._pool.storageVolLookupByName(name).delete()
 
+    def remove_all(self, prefix: str) -> None:
+        """Remove all disks whose names begin with `prefix`."""
+        for name in self._pool.listVolumes():
+            if name.startswith(prefix):
+                self.remove(name)
+
     def tidy(self) -> None:
         """Remove everything, where no disk of a node is left: images, the folder, and the pool."""
         self._pool.refresh()
@@ -98,9 +111,10 @@ class Pool:
             return
         for name in names:
             self.remove(name)
-        self._pool.destroy()
-        self._pool.delete()
-        self._pool.undefine()
+        with contextlib.suppress(libvirt.libvirtError):  # somebody has just put something there
+            self._pool.destroy()
+            self._pool.delete()
+            self._pool.undefine()
 
     def _make(self, name: str, size: int, kind: str, more: str = "") -> libvirt.virStorageVol:
         self.remove(name)

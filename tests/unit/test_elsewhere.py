@@ -12,20 +12,22 @@ from stacklab.errors import UsageError
 from stacklab.home import Home
 from stacklab.lab.lab import Lab, LabSettings, patience_of
 from stacklab.provide import wire
-from stacklab.provide.elsewhere import Elsewhere, parse
+from stacklab.provide.elsewhere import SSH_OPTIONS, Elsewhere, parse
 
 URI = "qemu+ssh://root@big/system"
 
 
 def test_a_uri_says_how_to_get_there() -> None:
     assert parse(URI) == Elsewhere("root@big")
+    assert parse("qemu+ssh://Big/system").host == "Big"  # an alias of ssh_config(5)
     assert parse("qemu+ssh://big:2222/system?keyfile=/k&socket=/s&command=/c") == Elsewhere(
         "big", 2222, keyfile="/k", socket="/s", command="/c"
     )
     assert parse(f"{URI}?keyfile=/my%20key").ssh_command("-N") == [
         "ssh",
-        "-oBatchMode=yes",
-        "-oIdentityFile=/my key",
+        *SSH_OPTIONS,
+        '-oIdentityFile="/my key"',
+        "-oIdentitiesOnly=yes",
         "-N",
         "root@big",
     ]
@@ -42,6 +44,8 @@ def test_a_uri_says_how_to_get_there() -> None:
         ("qemu+ssh://big:many/system", "is no URI"),
         (f"{URI}?no_tty=1", "'no_tty' is not understood; there is: keyfile"),
         ("qemu+ssh://-oProxyCommand=evil/system", "begins with '-'"),
+        ("qemu+ssh://root:secret@big/system", "a password in a URI"),
+        (f"{URI}?keyfile=key", "keyfile has to begin with '/'"),
     ],
 )
 def test_another_uri_is_refused_with_what_is_wrong(uri: str, told: str) -> None:
