@@ -1,6 +1,7 @@
 """The disks of labs on another machine: a folder of its libvirt, which is there as long as a lab has disks.
 
-IMAGE.qcow2, IMAGE.vmlinuz     what nodes start from, whole, once for all labs; IMAGE.qcow2.ready when it is there
+IMAGE.qcow2, IMAGE.vmlinuz     what nodes start from, whole, once for all labs
+IMAGE.qcow2.ready              it is there
 DOMAIN.initrd                  made first and removed last: what of a node keeps the pool
 DOMAIN.*.qcow2                 a node's own disk, on that of its image
 DOMAIN.console                 what its console said
@@ -26,6 +27,7 @@ POOL = f"""\
 </pool>
 """
 READY = "ready"
+INITRD = ".initrd"
 NO_VOLUME = libvirt.VIR_ERR_NO_STORAGE_VOL
 
 
@@ -58,7 +60,7 @@ class Pool:
         self._make(f"{name}.{READY}", 1, "raw")
 
     def upload(self, name: str, source: Path) -> None:
-        """Put a file there, in place of one that has its name. Raises StepFailed when there is no room for it."""
+        """Put a file there, in place of one that has its name. Raises StepFailed when there is no room."""
         if self.free() < source.stat().st_size:
             raise StepFailed(
                 f"there is no room for {source.stat().st_size >> 20} MiB in {FOLDER} on the other machine",
@@ -98,8 +100,8 @@ class Pool:
             self._pool.storageVolLookupByName(name).delete()
 
     def remove_all(self, prefix: str) -> None:
-        """Remove all disks whose names begin with `prefix`."""
-        for name in self._pool.listVolumes():
+        """Remove all that is of a node; `prefix`: what its names begin with."""
+        for name in sorted(self._pool.listVolumes(), key=lambda name: name.endswith(INITRD)):
             if name.startswith(prefix):
                 self.remove(name)
 
@@ -107,7 +109,7 @@ class Pool:
         """Remove everything, where no disk of a node is left: images, the folder, and the pool."""
         self._pool.refresh()
         names = self._pool.listVolumes()
-        if any(name.endswith(".initrd") for name in names):
+        if any(name.endswith(INITRD) for name in names):
             return
         for name in names:
             self.remove(name)

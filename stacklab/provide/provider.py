@@ -66,8 +66,8 @@ class Provider(Protocol):
     def start(self, node: Node) -> bool:
         """Start the node and return when its processes run; SSH may need a moment more.
 
-        Returns whether its clock is to be set: it goes on where it was when its memory was kept, or it runs on
-        another machine.
+        Returns whether its clock is to be set: it goes on where it was when its memory was kept, or it runs
+        on another machine.
         """
 
     def stop(self, node: Node) -> None:

@@ -103,8 +103,8 @@ class VmElsewhereProvider(VmProvider):
     def start(self, node: Node) -> bool:
         """Start the virtual machine with its network cards plugged in here. Raises StepFailed.
 
-        One that runs and is not plugged in, as the line to it broke, is shut down first; one that is still held
-        goes on. Its clock is that of the machine that it is on, so it is to be set.
+        One that runs and is not plugged in, as the line to it broke, is shut down first; one that is still
+        held goes on. Its clock is that of the machine that it is on, so it is to be set.
         """
         if self.state(node) is NodeState.RUNNING:
             with self._domains.connection() as connection:

@@ -1,9 +1,9 @@
 """A network card of a virtual machine elsewhere, plugged into a bridge here.
 
-Run as `python3 -I wire.py SOCKET BRIDGE TAP LOG` in the lab's network. QEMU's end comes in over SOCKET (`-netdev
-socket`: each Ethernet frame behind its length, four bytes in network order), this end is the device TAP on
-the bridge. It takes one connection and ends with it, and the socket's file and the device are gone. What goes
-wrong is written to LOG.
+Run as `python3 -I wire.py SOCKET BRIDGE TAP LOG` in the lab's network. QEMU's end comes in over SOCKET
+(`-netdev socket`: each Ethernet frame behind its length, four bytes in network order), this end is the device
+TAP on the bridge. It takes one connection and ends with it, and the socket's file and the device are gone.
+What goes wrong is written to LOG.
 """
 
 import contextlib
