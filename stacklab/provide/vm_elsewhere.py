@@ -106,10 +106,9 @@ class VmElsewhereProvider(VmProvider):
         One that runs and is not plugged in, as the line to it broke, is shut down first; one that is still
         held goes on. Its clock is that of the machine that it is on, so it is to be set.
         """
-        if self.state(node) is NodeState.RUNNING:
+        if self._is_plugged(node) and self._domains.is_active(self._name(node)):
             with self._domains.connection() as connection:
-                _go_on(connection, self._name(node))
-            return False
+                return _go_on(connection, self._name(node))
         self.stop(node)
         self._bridges.start_networks()
         name, image = self._name(node), self.image(node)
@@ -145,12 +144,14 @@ class VmElsewhereProvider(VmProvider):
         remove_tree(self._disk(node))
 
     def state(self, node: Node) -> NodeState:
-        """Running when it is plugged in here, stopped (it has a disk) or absent."""
+        """Running when it is plugged in here and not held, stopped (it has a disk) or absent."""
         if not (self._disk(node) / CREATED).exists():
             return NodeState.ABSENT
-        plugged = self._namespace.pid() is not None and all(map(self._line.is_wired, _cards(node).values()))
-        runs = plugged and self._domains.is_active(self._name(node))
-        return NodeState.RUNNING if runs else NodeState.STOPPED
+        state = libvirt.VIR_DOMAIN_NOSTATE
+        if self._is_plugged(node):
+            with self._domains.connection() as connection, absent(*ENDED):
+                state = connection.lookupByName(self._name(node)).state()[0]
+        return NodeState.RUNNING if state == libvirt.VIR_DOMAIN_RUNNING else NodeState.STOPPED
 
     def hibernate(self, nodes: Sequence[Node]) -> None:
         """Raises UsageError."""
@@ -236,6 +237,10 @@ class VmElsewhereProvider(VmProvider):
         with self._domains.connection() as connection:
             yield Pool(connection)
 
+    def _is_plugged(self, node: Node) -> bool:
+        """Whether all its network cards are plugged in here."""
+        return self._namespace.pid() is not None and all(map(self._line.is_wired, _cards(node).values()))
+
     def _name(self, node: Node) -> str:
         return f"{self._lab}.{node.name}"
 
@@ -245,12 +250,15 @@ class VmElsewhereProvider(VmProvider):
         return file.read_text() if file.exists() else f"{self._name(node)}.first.qcow2"
 
 
-def _go_on(connection: libvirt.virConnect, name: str) -> None:
-    """Let a domain that is held go on."""
+def _go_on(connection: libvirt.virConnect, name: str) -> bool:
+    """Let a domain that is held go on; whether it was."""
+    was_held = False
     with absent(*ENDED):
         domain = connection.lookupByName(name)
-        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+        was_held = bool(domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED)
+        if was_held:
             domain.resume()
+    return was_held
 
 
 def _ends_by_itself(connection: libvirt.virConnect, xml: str) -> bool:

@@ -24,10 +24,11 @@ from stacklab.children import BOUND
 from stacklab.errors import UsageError
 from stacklab.freeze import SECRETS, freeze, thaw
 from stacklab.home import Home
+from stacklab.host import kvm
 from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
 from stacklab.images.base import ensure_base
-from stacklab.images.disk import ensure_disk
+from stacklab.images.disk import VMLINUZ, ensure_disk
 from stacklab.images.packages import Downloads, Installation
 from stacklab.images.store import Image, Store
 from stacklab.lab.access import ensure_keys, identity_files, wait_for_ssh
@@ -36,6 +37,7 @@ from stacklab.lab.namespace import Namespace
 from stacklab.model.catalog import Catalog
 from stacklab.provide.provider import Node, NodeState
 from stacklab.provide.vm import SHUTDOWN_SECONDS
+from stacklab.provide.vm_elsewhere import VmElsewhereProvider
 from stacklab.restore import store_of
 from tests.lab.machine import TESTS_FOLDER, Machine, left_over_since
 from tests.lab.program import Program, wait_for
@@ -289,6 +291,26 @@ def test_a_line_that_breaks_is_mended_by_start(bench: Bench) -> None:
     wait_for("the node is not reached", lambda: bench.state() is NodeState.STOPPED, 60)
     assert bench.lab.start()
     assert bench.run("cat /root/mark") == "kept"
+
+
+def test_kvm_is_proved_there_as_it_is_here(bench: Bench) -> None:
+    provider = bench.lab.provider
+    if not isinstance(provider, VmElsewhereProvider):
+        return
+    kernel = provider.image(NODE)[-1] / VMLINUZ
+    works, _ = provider.prove_kvm(kernel)
+    assert works == kvm.prove(bench.lab.home.cache, kernel).works
+
+
+def test_a_node_that_was_left_held_goes_on_with_start(bench: Bench) -> None:
+    """Of nodes elsewhere: whoever copied their disks was killed before it let them go on."""
+    if not bench.rack or bench.is_host:
+        return
+    boot = bench.run("cat /proc/sys/kernel/random/boot_id")
+    bench.rack.do(OTHER, "virsh -q suspend $(virsh -q list --name)")
+    assert bench.state() is NodeState.STOPPED
+    assert bench.lab.start()
+    assert bench.run("cat /proc/sys/kernel/random/boot_id") == boot
 
 
 def test_it_is_shut_down_in_order_and_not_by_force(bench: Bench) -> None:
