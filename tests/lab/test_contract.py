@@ -287,8 +287,10 @@ def test_a_line_that_breaks_is_mended_by_start(bench: Bench) -> None:
     if not bench.rack or bench.is_host:
         return
     bench.run("echo kept > /root/mark")
-    bench.rack.do(OTHER, "systemd-run systemctl kill --signal=KILL 'session-*.scope' ssh.service")
+    rack = bench.rack
+    rack.do(OTHER, "systemd-run systemctl kill --signal=KILL 'session-*.scope' ssh.service")
     wait_for("the node is not reached", lambda: bench.state() is NodeState.STOPPED, 60)
+    wait_for("its machine is back", lambda: rack.run(OTHER, "true").returncode == 0, 60)
     assert bench.lab.start()
     assert bench.run("cat /root/mark") == "kept"
 
