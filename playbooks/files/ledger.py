@@ -147,6 +147,8 @@ def install(ledger: Ledger, label: str, packages: Sequence[str]) -> None:
             _apt(log, [*command, *missing])
     ledger.settle(label)
     _quietly("systemctl", "daemon-reload")
+    # Packages ask for it, and nothing that they ask for is done here; without it, polkit gets no name.
+    _quietly("systemctl", "reload", "dbus")
     _quietly("systemd-tmpfiles", "--create", "--exclude-prefix=/dev")
 
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from stacklab.errors import StepFailed, UsageError
+from stacklab.errors import StepFailed, Unreached, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.images.disk import DISK, INITRD, SIZE_GIB, VMLINUZ
 from stacklab.images.packages import Installation
@@ -60,7 +60,8 @@ class DomainsElsewhere(Domains):
             try:
                 yield connection
             except libvirt.libvirtError as error:
-                raise StepFailed(f"libvirt of {self._elsewhere.host}: {error}") from error
+                kind = StepFailed if connection.isAlive() else Unreached
+                raise kind(f"libvirt of {self._elsewhere.host}: {error}") from error
 
 
 class VmElsewhereProvider(VmProvider):
@@ -149,7 +150,7 @@ class VmElsewhereProvider(VmProvider):
             return NodeState.ABSENT
         state = libvirt.VIR_DOMAIN_NOSTATE
         if self._is_plugged(node):
-            with self._domains.connection() as connection, absent(*ENDED):
+            with contextlib.suppress(Unreached), self._domains.connection() as connection, absent(*ENDED):
                 state = connection.lookupByName(self._name(node)).state()[0]
         return NodeState.RUNNING if state == libvirt.VIR_DOMAIN_RUNNING else NodeState.STOPPED
 
