@@ -69,7 +69,7 @@ class Domains:
     @contextlib.contextmanager
     def connection(self) -> Iterator[libvirt.virConnect]:
         """A connection to libvirtd. Raises StepFailed for an error of libvirt, with the end of its log."""
-        connection = self._connect()
+        connection = self._namespace.connect(self._driver)
         try:
             yield connection
         except libvirt.libvirtError as error:
@@ -83,9 +83,6 @@ class Domains:
         with self.connection() as connection:
             for name, network in NETWORKS.items():
                 self._start_network(connection, name, network)
-
-    def _connect(self) -> libvirt.virConnect:
-        return self._namespace.connect(self._driver)
 
     def _start_network(self, connection: libvirt.virConnect, name: str, network: LabNetwork) -> None:
         with absent(libvirt.VIR_ERR_NO_NETWORK):

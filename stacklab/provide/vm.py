@@ -103,7 +103,8 @@ class VmProvider:
 
     def stop(self, node: Node) -> None:
         """Press the power button; end the machine by force after 60 s, or more where it is emulated."""
-        self._domains.shut_down(self._name(node), self._patience)
+        if self.state(node) is NodeState.RUNNING:
+            self._domains.shut_down(self._name(node), self._shutdown_seconds)
 
     def destroy(self, node: Node) -> None:
         """End the virtual machine and remove its disk."""
@@ -189,7 +190,7 @@ class VmProvider:
         return node.name
 
     @property
-    def _patience(self) -> float:
+    def _shutdown_seconds(self) -> float:
         """How many seconds a node has to shut down."""
         return SHUTDOWN_SECONDS * (1.0 if self._kvm() else kinds.EMULATED)
 

@@ -129,9 +129,10 @@ class VmElsewhereProvider(VmProvider):
 
     def stop(self, node: Node) -> None:
         """Press the power button, also when the lab is off here and the machine runs on there."""
+        name = self._name(node)
         with self._domains.connection() as connection:
-            _go_on(connection, self._name(node))
-        super().stop(node)
+            _go_on(connection, name)
+        self._domains.shut_down(name, self._shutdown_seconds)
 
     def destroy(self, node: Node) -> None:
         """End the virtual machine and remove its disk; the last one takes all that was sent there with it."""
