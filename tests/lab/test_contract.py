@@ -288,7 +288,8 @@ def test_a_line_that_breaks_is_mended_by_start(bench: Bench) -> None:
         return
     bench.run("echo kept > /root/mark")
     rack = bench.rack
-    rack.do(OTHER, "systemd-run systemctl kill --signal=KILL 'session-*.scope' ssh.service")
+    end = "sleep 1; systemctl kill --signal=KILL 'session-*.scope' ssh.service"  # ours has ended by then
+    rack.do(OTHER, f'systemd-run sh -c "{end}"')
     wait_for("the node is not reached", lambda: bench.state() is NodeState.STOPPED, 60)
     wait_for("its machine is back", lambda: rack.run(OTHER, "true").returncode == 0, 60)
     assert bench.lab.start()
