@@ -234,7 +234,8 @@ def purge(entry: dict[str, Any]) -> None:
         with _starts_forbidden(), LOG.open("ab") as log:
             with contextlib.suppress(Trouble):  # what was cut off goes as it is
                 _apt(log, ["dpkg", "--configure", "--pending"])
-            _apt(log, ["apt-get", "-q", "-y", "purge", *gone])
+            # A minimal system may lack what Debian calls essential; what came with us goes with us.
+            _apt(log, ["apt-get", "-q", "-y", "--allow-remove-essential", "purge", *gone])
     leftover = [name for name in entry["packages"] if name not in there]
     if leftover:  # removed by somebody, and their configuration not
         _quietly("dpkg", "--purge", *leftover)
