@@ -1,7 +1,7 @@
 """What every kind of node does alike: one contract, tested on a node of each kind with the base system only.
 
 `elsewhere` is a virtual machine on the libvirt of another machine, `host` is such another machine itself,
-which only SSH reaches. Costs some five minutes on two cores, most of it where virtual machines are emulated.
+which only SSH reaches. Costs some four minutes on two cores, most of it where virtual machines are emulated.
 The tests run in the order of the file, once per kind. All of layer 1 is in test_layer1.py, test_vm.py and
 test_host.py.
 """
@@ -45,7 +45,7 @@ from tests.lab.rack import Rack, differences, look
 
 # Images are sealed by a process that nobody waits for.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-KINDS = ("lxc", "vm", "elsewhere", "host")
+KINDS = ("lxc", "vm", pytest.param("elsewhere", marks=pytest.mark.slow), "host")
 NODE = Node("controller", "10.20.0.11", ("controller",), memory=768, cpus=2)
 PACKAGE = "hello"
 EVENT_SECONDS = 30.0  # a hundredth of that on a machine that does nothing else
