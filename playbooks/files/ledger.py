@@ -430,6 +430,7 @@ def _environment() -> dict[str, str]:
         "DEBIAN_FRONTEND": "noninteractive",
         "APT_LISTCHANGES_FRONTEND": "none",
         "NEEDRESTART_MODE": "l",
+        "SUDO_FORCE_REMOVE": "yes",  # it is removed only where it was not before
     }
 
 
