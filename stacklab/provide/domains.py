@@ -13,6 +13,7 @@ from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork
 from stacklab.templating import stacklab_environment
 
 NETWORKS = {"management": MANAGEMENT, "provider": PROVIDER}
+PRESS_SECONDS = 5.0
 ENDED = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 
@@ -50,15 +51,19 @@ class Domains:
             return is_active(connection, name)
 
     def shut_down(self, name: str, seconds: float) -> None:
-        """Press the power button, where there is such a domain; end it by force after `seconds`."""
+        """Press the power button, where there is such a domain; end it by force after `seconds`.
+
+        It is pressed again every few seconds: who has just booted has nobody yet who hears it.
+        """
         with self.connection() as connection:
-            with absent(*ENDED):
-                connection.lookupByName(name).shutdown()
-            deadline = time.monotonic() + seconds
+            deadline, next_press = time.monotonic() + seconds, 0.0
             while is_active(connection, name):
-                if time.monotonic() > deadline:
-                    with absent(*ENDED):
+                with absent(*ENDED):
+                    if time.monotonic() > deadline:
                         connection.lookupByName(name).destroy()
+                    elif time.monotonic() > next_press:
+                        connection.lookupByName(name).shutdown()
+                        next_press = time.monotonic() + PRESS_SECONDS
                 time.sleep(0.1)
 
     def destroy(self, name: str) -> None:
