@@ -161,7 +161,10 @@ class Line:
 
     def _master(self, verb: str, *options: str) -> "subprocess.CompletedProcess[str]":
         command = self._elsewhere.ssh_command("-S", str(self._control), "-O", verb, *options)
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:  # there is no such program
+            return subprocess.CompletedProcess(command, 127, "", str(error))
 
 
 @dataclass(frozen=True)
