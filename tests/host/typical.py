@@ -4,9 +4,9 @@
 
 FOLDER takes the box, a fresh clone of this checkout and what comes of it, some 20 GiB; the transcript is
 FOLDER/transcript.txt. The first command that fails ends the run; the machine's disk stays, and the same
-command goes on with it. Needs ./bootstrap and the packages vagrant, vagrant-libvirt and slirp4netns.
-Vagrant, its libvirt and the machine live in namespaces of their own, with a way out through slirp4netns:
-nothing touches this machine's network or libvirt.
+command goes on with it, and with what the checkout has by then. Needs ./bootstrap and the packages vagrant,
+vagrant-libvirt and slirp4netns. Vagrant, its libvirt and the machine live in namespaces of their own, with a
+way out through slirp4netns: nothing touches this machine's network or libvirt.
 """
 
 import argparse
@@ -114,6 +114,7 @@ def main() -> int:
         make_box(box, folder / "box.log")
     if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", str(CHECKOUT), str(clone)], check=True)
+    subprocess.run(["git", "-C", str(clone), "pull", "--quiet", "--ff-only"], check=True)
     settings = {
         "VAGRANT_HOME": str(folder / "vagrant"),
         "VAGRANT_CHECKPOINT_DISABLE": "1",
