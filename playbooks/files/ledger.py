@@ -136,12 +136,14 @@ def install(ledger: Ledger, label: str, packages: Sequence[str]) -> None:
     ledger.settle(label)
     there = _packages()
     missing = sorted(name for name in packages if there.get(name) != "installed")
-    if not missing and not _half_installed():
+    was_cut_off = any(status not in ("installed", *NOT_THERE) for status in there.values())
+    if not missing and not was_cut_off:
         return
     ledger.begin()
     with _starts_forbidden(), LOG.open("ab") as log:
         _apt(log, ["apt-get", "-q", "update"])
-        _mend(log)
+        if was_cut_off:  # by a power failure, for one
+            _mend(log)
         if missing:
             command = ["apt-get", "-q", "-y", "--no-install-recommends", *CONFIGURATION_STAYS, "install"]
             _apt(log, [*command, *missing])
@@ -232,8 +234,7 @@ def purge(entry: dict[str, Any]) -> None:
     if gone:
         _refuse_needed(gone)
         with _starts_forbidden(), LOG.open("ab") as log:
-            with contextlib.suppress(Trouble):  # what was cut off goes as it is
-                _apt(log, ["dpkg", "--configure", "--pending"])
+            _configure_pending(log)  # what was cut off goes as it is
             # A minimal system may lack what Debian calls essential; what came with us goes with us.
             _apt(log, ["apt-get", "-q", "-y", "--allow-remove-essential", "purge", *gone])
     leftover = [name for name in entry["packages"] if name not in there]
@@ -407,19 +408,18 @@ def _packages() -> dict[str, str]:
     return {name: status for name, _, status in sorted(pairs, key=lambda pair: pair[2] not in NOT_THERE)}
 
 
-def _half_installed() -> bool:
-    """Whether installing or removing packages was cut off, by a power failure for one."""
-    return any(status not in ("installed", *NOT_THERE) for status in _packages().values())
+def _configure_pending(log: Any) -> None:
+    """Configure what can be; what a package needs may be missing."""
+    with contextlib.suppress(Trouble):
+        _apt(log, ["dpkg", "--configure", "--pending"])
 
 
 def _mend(log: Any) -> None:
     """Complete what was cut off. Raises Trouble where apt cannot."""
-    if _half_installed():
-        with contextlib.suppress(Trouble):  # what is needed may be missing; apt sees to it
-            _apt(log, ["dpkg", "--configure", "--pending"])
-        # What is the owner's is not taken away for it.
-        mend = ["apt-get", "-q", "-y", "--no-install-recommends", "--no-remove", *CONFIGURATION_STAYS]
-        _apt(log, [*mend, "--fix-broken", "install"])
+    _configure_pending(log)
+    # What is the owner's is not taken away for it.
+    mend = ["apt-get", "-q", "-y", "--no-install-recommends", "--no-remove", *CONFIGURATION_STAYS]
+    _apt(log, [*mend, "--fix-broken", "install"])
 
 
 def _environment() -> dict[str, str]:

@@ -21,7 +21,7 @@ from stacklab.files import remove_tree, write_atomically
 from stacklab.images.disk import DISK, INITRD, SIZE_GIB, VMLINUZ
 from stacklab.images.packages import Installation
 from stacklab.lab.namespace import Namespace
-from stacklab.provide.domains import ENDED, Domains, absent, is_active
+from stacklab.provide.domains import ENDED, NETWORKS, Domains, absent, is_active
 from stacklab.provide.elsewhere import Elsewhere
 from stacklab.provide.line import Line, temporary_line
 from stacklab.provide.pool import Pool
@@ -107,12 +107,13 @@ class VmElsewhereProvider(VmProvider):
         One that runs and is not plugged in, as the line to it broke, is shut down first; one that is still
         held goes on. Its clock is that of the machine that it is on, so it is to be set.
         """
-        if self._is_plugged(node) and self._domains.is_active(self._name(node)):
+        name, image = self._name(node), self.image(node)
+        if self._is_plugged(node):
             with self._domains.connection() as connection:
-                return _go_on(connection, self._name(node))
+                if is_active(connection, name):
+                    return _go_on(connection, name)
         self.stop(node)
         self._bridges.start_networks()
-        name, image = self._name(node), self.image(node)
         wires = {network: self._line.wire(card, f"br-{network}") for network, card in _cards(node).items()}
         xml = self._describe(
             node,
@@ -311,4 +312,4 @@ def _volume_of(tree: Path) -> str:
 
 def _cards(node: Node) -> dict[str, str]:
     """The network cards of a node: by network, the name of the device here."""
-    return {network: f"n{number_of(node)}-{network}"[:15] for network in ("management", "provider")}
+    return {network: f"n{number_of(node)}-{network}"[:15] for network in NETWORKS}
