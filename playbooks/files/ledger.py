@@ -34,8 +34,11 @@ LOG = Path("/var/log/stacklab/packages.log")
 POLICY = Path("/usr/sbin/policy-rc.d")
 PLACED = "placed by stacklab"
 LINKS = Path("/etc/systemd/system")
+# What OpenStack's commands write of their own as they run as root; the folder after what is in it.
+CACHES = ("/root/.cache/python-entrypoints", "/root/.cache")
 # Where packages and services keep what outlives them; and how deep the folders that were there are booked.
 TREES = ("/etc", "/var", "/srv", "/opt")
+IN_TREES = tuple(f"{tree}/" for tree in TREES)
 DEPTH = 3
 TAIL = 40
 NOT_THERE = ("not-installed", "config-files")
@@ -98,7 +101,8 @@ class Ledger:
         if owner not in (None, lab):
             raise Trouble(f"this host is part of the lab '{owner}'")
         if owner is None:
-            self.book = {"version": 1, "lab": lab, "added": []}
+            absent = [path for path in CACHES if not Path(path).exists()]
+            self.book = {"version": 1, "lab": lab, "added": [], "absent": absent}
             self.write()
 
     def begin(self) -> None:
@@ -194,7 +198,7 @@ def undo(ledger: Ledger, labels: Sequence[str]) -> None:
         ledger.book["added"].remove(entry)
         ledger.write()
     if not labels:
-        _quietly("systemctl", "daemon-reload")
+        _remove_caches(ledger.book.get("absent", ()))
         Path("/run/stacklab-converge.pid").unlink(missing_ok=True)
         for folder in OURS:
             shutil.rmtree(folder, ignore_errors=True)
@@ -229,7 +233,9 @@ def purge(entry: dict[str, Any]) -> None:
     there = Snapshot.take().packages
     gone = [name for name in entry["packages"] if name in there]
     etc = set(_etc_files())
-    owned = {path for path in _files_of(entry["packages"]) if Path(path).is_dir()}
+    files = _files_of(entry["packages"])
+    owned = {path for path in files if path.startswith(IN_TREES) and Path(path).is_dir()}
+    units = {Path(path).name for path in files if "/systemd/system/" in path}
     _end_processes(entry["users"])
     if gone:
         _refuse_needed(gone)
@@ -251,6 +257,20 @@ def purge(entry: dict[str, Any]) -> None:
         _quietly("userdel", user)
     for group in entry["groups"]:
         _quietly("groupdel", group)
+    _quietly("systemctl", "daemon-reload")
+    failed = _output(["systemctl", "list-units", "--failed", "--plain", "--no-legend"], check=False)
+    if forgotten := sorted(units & {line.split()[0] for line in failed.splitlines() if line.strip()}):
+        _quietly("systemctl", "reset-failed", *forgotten)
+
+
+def _remove_caches(absent: Iterable[str]) -> None:
+    """Remove the caches that were not there before; a folder with more in it stays."""
+    for path in absent:
+        if path == CACHES[0]:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
 
 
 def _refuse_needed(packages: Sequence[str]) -> None:
@@ -265,10 +285,9 @@ def _refuse_needed(packages: Sequence[str]) -> None:
 
 
 def _files_of(packages: Iterable[str]) -> set[str]:
-    """What packages have in the trees of what outlives them: files and folders."""
+    """The files and folders of packages."""
     names = list(packages)
-    listed = _output(["dpkg-query", "--listfiles", *names], check=False).splitlines() if names else []
-    return {path for path in listed if path.startswith(tuple(f"{tree}/" for tree in TREES))}
+    return set(_output(["dpkg-query", "--listfiles", *names], check=False).splitlines()) if names else set()
 
 
 def _etc_files() -> list[str]:
