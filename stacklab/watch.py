@@ -8,13 +8,13 @@ lab runs.
 import contextlib
 import sys
 import time
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import libvirt
 
 from stacklab.journal import Journal, JournalUnusable
+from stacklab.lab.namespace import libvirt_uri
 
 DRIVERS = ("lxc", "qemu")
 # https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainEventType and the details of each
@@ -57,8 +57,7 @@ def watch(journal: Journal, socket: Path, prefix: str) -> None:
 
     connections = []
     for driver in DRIVERS[-1:] if prefix else DRIVERS:
-        uri = f"{driver}+unix:///system?socket={urllib.parse.quote(str(socket))}"
-        connection = libvirt.open(uri)
+        connection = libvirt.open(libvirt_uri(driver, socket))
         connections.append(connection)  # it is closed when nobody holds it
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, record, None)
         connection.registerCloseCallback(lambda _connection, reason, _opaque: ended.append(reason), None)

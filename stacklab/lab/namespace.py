@@ -57,6 +57,11 @@ def _start_time(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
+def libvirt_uri(driver: str, socket: Path) -> str:
+    """What libvirt calls its driver (lxc or qemu) behind a libvirtd's socket."""
+    return f"{driver}+unix:///system?socket={urllib.parse.quote(str(socket))}"
+
+
 class Namespace:
     """The namespaces of one lab, identified by its folder.
 
@@ -122,7 +127,7 @@ class Namespace:
 
         # Errors are raised; nothing is to be printed.
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        uri = f"{driver}+unix:///system?socket={urllib.parse.quote(str(self.libvirt_socket))}"
+        uri = libvirt_uri(driver, self.libvirt_socket)
         deadline = time.monotonic() + STOP_SECONDS
         while True:
             try:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import libvirt
 from stacklab import lock
 from stacklab.children import BOUND
 from stacklab.errors import StepFailed, Unreached
-from stacklab.lab.namespace import Namespace
+from stacklab.lab.namespace import Namespace, libvirt_uri
 from stacklab.provide import wire
 from stacklab.provide.elsewhere import Elsewhere
 
@@ -110,7 +109,7 @@ class Line:
         self.start()
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         try:
-            return libvirt.open(f"qemu+unix:///system?socket={urllib.parse.quote(str(self.socket))}")
+            return libvirt.open(libvirt_uri("qemu", self.socket))
         except libvirt.libvirtError as error:
             raise Unreached(
                 f"libvirtd of {self._elsewhere.host} takes no connection: {error}",
