@@ -18,6 +18,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -239,6 +240,7 @@ def purge(entry: dict[str, Any]) -> None:
     _end_processes(entry["users"])
     if gone:
         _refuse_needed(gone)
+        _stop(units, gone)
         with _starts_forbidden(), LOG.open("ab") as log:
             _configure_pending(log)  # what was cut off goes as it is
             # A minimal system may lack what Debian calls essential; what came with us goes with us.
@@ -258,9 +260,25 @@ def purge(entry: dict[str, Any]) -> None:
     for group in entry["groups"]:
         _quietly("groupdel", group)
     _quietly("systemctl", "daemon-reload")
-    failed = _output(["systemctl", "list-units", "--failed", "--plain", "--no-legend"], check=False)
-    if forgotten := sorted(units & {line.split()[0] for line in failed.splitlines() if line.strip()}):
-        _quietly("systemctl", "reset-failed", *forgotten)
+    if failed := _in_state("failed", units):
+        _quietly("systemctl", "reset-failed", *failed)
+
+
+def _stop(units: Iterable[str], packages: Sequence[str]) -> None:
+    """Stop what runs of the units that packages brought: a purge leaves what starts on demand running."""
+    active = _in_state("active", units)
+    if "libpam-systemd" in packages:  # it starts one for each user who logs in
+        active.append("user@*.service")
+    if active:
+        _quietly("systemctl", "stop", *active)
+
+
+def _in_state(state: str, units: Iterable[str]) -> list[str]:
+    """Which of the units, or of their instances where they are templates, are in a state."""
+    wanted = set(units)
+    listed = _output(["systemctl", "list-units", f"--state={state}", "--plain", "--no-legend"], check=False)
+    names = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    return [name for name in names if {name, re.sub("@.*[.]", "@.", name)} & wanted]
 
 
 def _remove_caches(absent: Iterable[str]) -> None:

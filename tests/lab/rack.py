@@ -238,7 +238,8 @@ LOOK = {
     "packages": "dpkg-query --show --showformat='${db:Status-Abbrev} ${Package}\\n' | sort",
     "users": "getent passwd | sort",
     "groups": "getent group | cut -d: -f1 | sort",
-    "units": "systemctl list-unit-files --no-legend --plain | awk '{ print $1, $2 }' | sort",
+    # Not the session of who took it away: under control groups v1 its empty scope stays.
+    "units": "systemctl list-unit-files --no-legend --plain | awk '!/^session-/ { print $1, $2 }' | sort",
     "failed": "systemctl list-units --failed --no-legend --plain",
     "ports": "cat /proc/net/tcp /proc/net/tcp6 | awk '$4 == \"0A\" { print $2 }' | sort",
     "interfaces": "ls /sys/class/net",
