@@ -12,7 +12,7 @@ import pytest
 from tests.lab.machine import Machine, left_over_since
 from tests.lab.program import Program, TestLab
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
 @pytest.fixture(scope="module")
