@@ -29,12 +29,16 @@ from pathlib import Path
 from typing import Any
 
 STATE = Path("/var/lib/stacklab")
-OURS = ("/var/lib/stacklab", "/var/log/stacklab", "/tmp/.stacklab-ansible")
+PROGRAM = Path("/usr/lib/stacklab/ledger.py")
+LOGS = Path("/var/log/stacklab")
+OURS = ("/tmp/.stacklab-ansible", str(LOGS))
 KEPT = STATE / "kept"
-LOG = Path("/var/log/stacklab/packages.log")
+LOG = LOGS / "packages.log"
 POLICY = Path("/usr/sbin/policy-rc.d")
 PLACED = "placed by stacklab"
 LINKS = Path("/etc/systemd/system")
+OWNERS_UNITS = (LINKS, Path("/usr/local/lib/systemd/system"))
+LINGER = Path("/var/lib/systemd/linger")
 # What OpenStack's commands write of their own as they run as root; the folder after what is in it.
 CACHES = ("/root/.cache/python-entrypoints", "/root/.cache")
 # Where packages and services keep what outlives them; and how deep the folders that were there are booked.
@@ -192,17 +196,31 @@ def undo(ledger: Ledger, labels: Sequence[str]) -> None:
     if not labels:
         retire([])
         restore_files()
+        _quietly("systemctl", "daemon-reload")
     for entry in [
         each for each in reversed(ledger.book.get("added", [])) if not labels or each["label"] in labels
     ]:
-        purge(entry)
+        purge(ledger, entry)
         ledger.book["added"].remove(entry)
         ledger.write()
     if not labels:
+        _allow_starts()
         _remove_caches(ledger.book.get("absent", ()))
         Path("/run/stacklab-converge.pid").unlink(missing_ok=True)
         for folder in OURS:
             shutil.rmtree(folder, ignore_errors=True)
+        _leave()
+
+
+def _leave() -> None:
+    """Remove what undo itself works with, the book as the last of it: where that is, there is more to do."""
+    for path in STATE.iterdir():
+        if path.name != "ledger.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    PROGRAM.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        PROGRAM.parent.rmdir()
+    shutil.rmtree(STATE)
 
 
 def restore_files() -> None:
@@ -223,24 +241,34 @@ def restore_files() -> None:
             if records[path].get("made"):
                 with contextlib.suppress(OSError):  # not empty: the service's, and purged with it
                     place.rmdir()
-        elif not path.startswith(str(STATE)):
+        elif not path.startswith(str(STATE)) and place != PROGRAM:
             place.unlink(missing_ok=True)
     shutil.rmtree(STATE / "replaced", ignore_errors=True)
     manifest.unlink(missing_ok=True)
 
 
-def purge(entry: dict[str, Any]) -> None:
-    """Purge the packages of an entry, and remove the folders, users and groups that came with them."""
+def purge(ledger: Ledger, entry: dict[str, Any]) -> None:
+    """Purge the packages of an entry, and remove the folders, users and groups that came with them.
+
+    What only they can tell is booked before the first goes: apt goes on when we are killed.
+    """
     there = Snapshot.take().packages
     gone = [name for name in entry["packages"] if name in there]
-    etc = set(_etc_files())
-    files = _files_of(entry["packages"])
-    owned = {path for path in files if path.startswith(IN_TREES) and Path(path).is_dir()}
-    units = {Path(path).name for path in files if "/systemd/system/" in path}
-    _end_processes(entry["users"])
     if gone:
         _refuse_needed(gone)
-        _stop(units, gone)
+    if "going" not in entry:
+        files = _files_of(entry["packages"])
+        entry["going"] = {
+            "folders": sorted(path for path in files if path.startswith(IN_TREES) and Path(path).is_dir()),
+            "units": _units_among(files),
+            "etc": [path for path in _etc_files() if (KEPT / path.lstrip("/")).exists()],
+        }
+        ledger.write()
+    going = entry["going"]
+    # What has a process or a socket. ExecStop of what has neither may reach far: lvm2's unmounts disks.
+    _stop(_in_state("running,listening,waiting,activating", going["units"]))
+    _end_processes(entry["users"])
+    if gone:
         with _starts_forbidden(), LOG.open("ab") as log:
             _configure_pending(log)  # what was cut off goes as it is
             # A minimal system may lack what Debian calls essential; what came with us goes with us.
@@ -249,36 +277,54 @@ def purge(entry: dict[str, Any]) -> None:
     if leftover:  # removed by somebody, and their configuration not
         _quietly("dpkg", "--purge", *leftover)
     _end_processes(entry["users"])
-    _remove_folders({*owned, *entry["folders"]}, entry)
-    for path in sorted(
-        etc - set(_etc_files())
-    ):  # what the owner had there before, a purge takes all the same
-        if (KEPT / path.lstrip("/")).exists():
+    _remove_folders({*going["folders"], *entry["folders"]}, entry)
+    for path in going["etc"]:  # what the owner had there before, a purge takes all the same
+        if not os.path.lexists(path):
             _copy(KEPT / path.lstrip("/"), Path(path))
     for user in entry["users"]:
         _quietly("userdel", user)
     for group in entry["groups"]:
         _quietly("groupdel", group)
     _quietly("systemctl", "daemon-reload")
-    if failed := _in_state("failed", units):
+    _stop(_in_state("active,activating", going["units"]))  # nothing is left of what they would run
+    if "libpam-systemd" in entry["packages"]:
+        _stop(_managers_of_users())
+    if failed := _in_state("failed", going["units"]):
         _quietly("systemctl", "reset-failed", *failed)
 
 
-def _stop(units: Iterable[str], packages: Sequence[str]) -> None:
-    """Stop what runs of the units that packages brought: a purge leaves what starts on demand running."""
-    active = _in_state("active", units)
-    if "libpam-systemd" in packages:  # it starts one for each user who logs in
-        active.append("user@*.service")
-    if active:
-        _quietly("systemctl", "stop", *active)
+def _units_among(files: Iterable[str]) -> list[str]:
+    """The units among files of packages, but those in whose place the owner has one."""
+    names = {Path(path).name for path in files if Path(path).parent.as_posix().endswith("/systemd/system")}
+    return sorted(
+        name for name in names if not any(os.path.lexists(folder / name) for folder in OWNERS_UNITS)
+    )
 
 
-def _in_state(state: str, units: Iterable[str]) -> list[str]:
-    """Which of the units, or of their instances where they are templates, are in a state."""
+def _stop(units: Sequence[str]) -> None:
+    if units:
+        _quietly("systemctl", "stop", *units)
+
+
+def _in_state(states: str, units: Iterable[str]) -> list[str]:
+    """Which of the units, or of their instances where they are templates, are in one of the states."""
     wanted = set(units)
-    listed = _output(["systemctl", "list-units", f"--state={state}", "--plain", "--no-legend"], check=False)
+    listed = _output(["systemctl", "list-units", f"--state={states}", "--plain", "--no-legend"], check=False)
     names = [line.split()[0] for line in listed.splitlines() if line.strip()]
     return [name for name in names if {name, re.sub("@.*[.]", "@.", name)} & wanted]
+
+
+def _managers_of_users() -> list[str]:
+    """The units that pam_systemd(8) started for users who logged in, but the one we run below."""
+    ours = Path("/proc/self/cgroup").read_text()
+    lingering = {path.name for path in LINGER.glob("*")}
+    found = []
+    for name in _in_state("active", ["user@.service"]):
+        with contextlib.suppress(KeyError, ValueError):
+            user = pwd.getpwuid(int(name.partition("@")[2].partition(".")[0])).pw_name
+            if user not in lingering and name not in ours:
+                found.append(name)
+    return found
 
 
 def _remove_caches(absent: Iterable[str]) -> None:
@@ -393,10 +439,15 @@ def _starts_forbidden() -> Iterator[None]:
     try:
         yield
     finally:
-        if kept.exists():
-            shutil.move(kept, POLICY)
-        else:
-            POLICY.unlink()
+        _allow_starts()
+
+
+def _allow_starts() -> None:
+    kept = STATE / "policy-rc.d"
+    if kept.exists():
+        shutil.move(kept, POLICY)
+    elif POLICY.exists() and PLACED in POLICY.read_text(errors="replace"):
+        POLICY.unlink()
 
 
 def _links() -> list[str]:
