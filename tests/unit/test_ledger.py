@@ -70,3 +70,27 @@ def test_units_go_in_the_opposite_order_and_shared_ones_stay(tmp_path: Path) -> 
     (tmp_path / "steps.json").write_text(json.dumps(steps))
     assert ledger.units_of(set(), tmp_path) == ["ironic-api", "nova-api", "libvirtd", "mariadb"]
     assert ledger.units_of({"ironic"}, tmp_path) == ["ironic-api"]
+
+
+def test_a_unit_that_the_owner_has_in_place_of_a_packages_is_the_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "OWNERS_UNITS", (tmp_path,))
+    (tmp_path / "haproxy.service").write_text("[Service]\n")
+    files = [
+        "/usr/lib/systemd/system/haproxy.service",
+        "/lib/systemd/system/virtlogd.socket",
+        "/usr/lib/systemd/system/multi-user.target.wants/other.service",
+        "/etc/haproxy/haproxy.cfg",
+    ]
+    assert ledger._units_among(files) == ["virtlogd.socket"]
+
+
+def test_instances_of_a_template_are_found_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = (
+        "ceph-osd@0.service loaded active running Ceph\n"
+        "user@0.service loaded active running User Manager\n\n"
+        "ceph.service loaded active running not ours\n"
+    )
+    monkeypatch.setattr(ledger, "_output", lambda *_, **__: listed)
+    assert ledger._in_state("active", ["ceph-osd@.service", "gone.service"]) == ["ceph-osd@0.service"]
