@@ -160,7 +160,7 @@ def with_kvm(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
 @pytest.mark.parametrize(
     ("with_kvm", "taken", "words"),
-    [(True, "vm", "nearly at this machine's own speed"), (False, "lxc", "3 to 6 times as long")],
+    [(True, "vm", "nearly at this machine's own speed"), (False, "lxc", "10 to 20 times as long")],
     indirect=["with_kvm"],
 )
 @pytest.mark.usefixtures("with_kvm")
