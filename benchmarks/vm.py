@@ -1,6 +1,6 @@
 """Virtual machines against containers, and a thaw with memory against libvirt alone.
 
-    python benchmarks/vm.py --rounds 1        as root, after ./bootstrap; emulated, half an hour
+    python benchmarks/vm.py --rounds 1        as root, after ./bootstrap; emulated, more than half an hour
 
 docs/performance.md says what is compared and why. Downloaded packages are taken from the machine's cache,
 images are built in one of its own; labs are made in a folder of their own, and removed. Prints a table and

@@ -1,7 +1,7 @@
 """Layer 1 on virtual machines, by the program: up, verify, thaw, down, clone, memory, destroy.
 
-Emulated it takes an hour on two cores, so it is not part of the default run; test_contract.py is. The tests
-run in the order of the file.
+Emulated it takes more than an hour on two cores, so it is not part of the default run; test_contract.py is.
+The tests run in the order of the file.
 """
 
 import time
