@@ -186,7 +186,11 @@ def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     graph = catalog.graph(settings.profile)
     cuts = graph.cuts(target, settings.with_services, settings.without_services)
     blueprint = Blueprint(settings, target, catalog.release(settings.release), cuts, versions)
-    problems = [*_shared_ports(blueprint), *_missing_roles(blueprint, catalog, lab, request.topology)]
+    problems = [
+        *_shared_ports(blueprint),
+        *_missing_roles(blueprint, catalog, lab, request.topology),
+        *_missing_kernels(blueprint),
+    ]
     if problems:
         raise ModelError(problems)
     if versions is not None:
@@ -291,6 +295,50 @@ def _missing_roles(blueprint: Blueprint, catalog: Catalog, lab: Lab, asked: str 
             if topology
             else Problem(lab.folder / "lab.yaml", 0, 0, message)
         )
+
+
+def _missing_kernels(blueprint: Blueprint) -> Iterator[Problem]:
+    """Services whose nodes need a kernel of their own, where nodes are containers."""
+    if blueprint.settings.node_kind == "lxc":
+        for service in blueprint.services:
+            if service.needs.kernel:
+                yield service.problem(
+                    f"'{service.name}' needs nodes with a kernel of their own: --node-kind vm, or hosts",
+                    "needs",
+                    "kernel",
+                )
+
+
+def on_containers(blueprint: Blueprint, layer: int) -> Blueprint:
+    """The same lab up to a layer with containers for nodes, before anything of it is there.
+
+    Without the services that need a kernel, and those that require such a one.
+    """
+    left_out: set[str] = set()
+    for service in blueprint.up_to(layer):
+        if service.needs.kernel or left_out.intersection(service.requires):
+            left_out.add(service.name)
+    was = blueprint.settings
+    settings = LabSettings(
+        profile=was.profile,
+        release=was.release,
+        topology=was.topology,
+        computes=was.computes,
+        node_kind="lxc",
+        target=layer,
+        with_services={
+            name: number
+            for name, number in was.with_services.items()
+            if number <= layer and name not in left_out
+        },
+        without_services=(*was.without_services, *sorted(left_out.difference(was.with_services))),
+        path=was.path,
+        nodes=tuple(replace(node, kind="lxc") for node in was.nodes),
+    )
+    cuts = tuple(
+        tuple(service for service in cut if service.name not in left_out) for cut in blueprint.cuts[:layer]
+    )
+    return replace(blueprint, settings=settings, target=layer, cuts=cuts)
 
 
 def _topology(catalog: Catalog, request: UpRequest) -> Topology:

@@ -27,7 +27,6 @@ from stacklab.host.apt import host_mirror
 from stacklab.host.archive import Archive
 from stacklab.host.checks import host_facts, preflight
 from stacklab.images.base import base_inputs, ensure_base
-from stacklab.images.disk import ensure_disk
 from stacklab.images.guest import Guest, build_guest, guest_inputs
 from stacklab.images.packages import Downloads, Installation, ensure_packages, packages_inputs
 from stacklab.images.store import Image
@@ -85,8 +84,17 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
         keep_versions(lab, blueprint.versions)
         lab.save(blueprint.settings)
         lab.journal.subscribe(listener)
-        climb = Climb(lab, blueprint, host, online=not request.offline)
+        climb = _climb_of(blueprint.settings.node_kind)(lab, blueprint, host, online=not request.offline)
         return climb.to_the_top(began)
+
+
+def _climb_of(kind: str) -> "type[Climb]":
+    """What brings up a lab whose nodes are of a kind that is made here."""
+    if kind != "vm":
+        return Climb
+    from stacklab.virtual import VirtualClimb
+
+    return VirtualClimb
 
 
 def _refuse_gone_versions(home: Home, blueprint: Blueprint, *, online: bool) -> None:
@@ -98,11 +106,11 @@ def _refuse_gone_versions(home: Home, blueprint: Blueprint, *, online: bool) -> 
     wanted = first_packages(blueprint)
     if base and store.find("packages", packages_inputs(base, wanted, blueprint.versions)):
         return
-    archive = _archive(release, Downloads(home.cache / "packages", online))
+    archive = archive_of(release, Downloads(home.cache / "packages", online))
     refuse_gone(blueprint.versions, archive)
 
 
-def _archive(release: Release, downloads: Downloads) -> Archive:
+def archive_of(release: Release, downloads: Downloads) -> Archive:
     """The packages of a release, with lists that are as new as can be."""
     archive = Archive(
         host_mirror(), release.pockets, downloads.folder / "guest", components=release.components
@@ -113,7 +121,12 @@ def _archive(release: Release, downloads: Downloads) -> Archive:
 
 
 class Climb:
-    """One run of `up` on one lab."""
+    """One run of `up` on one lab.
+
+    made_first: the steps that make what new nodes start from.
+    """
+
+    made_first: tuple[str, ...] = ("base image", "packages")
 
     def __init__(self, lab: Lab, blueprint: Blueprint, host: HostFacts, *, online: bool) -> None:
         self.lab = lab
@@ -180,10 +193,10 @@ class Climb:
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self._guest)  # dpkg leaves a core free
             absent = any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
-            image = self._image() if absent else None
+            image = self._start_image() if absent else None
             self._prove_kvm(coming.result())
             if image:
-                self._make_nodes(self._disk(image))
+                self._make_nodes(image)
             moment = datetime.now(UTC)
             started = self.lab.start()
         return moment if started else None
@@ -197,19 +210,8 @@ class Climb:
         return all(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
 
     def _prove_kvm(self, guest: Guest) -> None:
-        if not self.lab.is_elsewhere:
-            kvm.prove(self.lab.home.cache, guest.kernel)
-        elif self.lab.settings.connect_kvm is None:
-            self._prove_kvm_elsewhere(guest)
+        kvm.prove(self.lab.home.cache, guest.kernel)
         self.host = host_facts(self.lab.home, self.lab.settings)
-
-    def _prove_kvm_elsewhere(self, guest: Guest) -> None:
-        from stacklab.provide.vm_elsewhere import VmElsewhereProvider
-
-        assert isinstance(self.lab.provider, VmElsewhereProvider)
-        works, nested = self.lab.provider.prove_kvm(guest.kernel)
-        update = {"connect_kvm": works, "connect_nested": nested}
-        self.lab.save(self.lab.settings.model_copy(update=update))
 
     def _secrets(self) -> dict[str, dict[str, str]]:
         return ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
@@ -227,8 +229,7 @@ class Climb:
     def _planned(self) -> list[str]:
         makes = any(self.lab.provider.state(node) is NodeState.ABSENT for node in self.blueprint.nodes)
         return [
-            *(["base image", "packages"] if makes else []),
-            *(["disk image"] if makes and self._is_virtual else []),
+            *(self.made_first if makes else []),
             *([] if self.lab.namespace.pid() else ["node"]),
             *(
                 f"layer {cut}{word}"
@@ -237,7 +238,7 @@ class Climb:
             ),
         ]
 
-    def _image(self) -> Image:
+    def _start_image(self) -> Image:
         """The image that new nodes start from: the base, and on it the packages of the first layer."""
         journal = self.lab.journal
         with journal.step("base image"):
@@ -250,25 +251,13 @@ class Climb:
                 self.store, base, packages, self.downloads, self.log, self.blueprint.versions
             )
 
-    @property
-    def _is_virtual(self) -> bool:
-        return self.blueprint.settings.node_kind == "vm"
-
-    def _disk(self, packages: Image) -> Image:
-        """What nodes start from: trees are enough for containers, machines need a disk and a kernel."""
-        if not self._is_virtual:
-            return packages
-        with self.lab.journal.step("disk image"):
-            archive = _archive(self.blueprint.release, self.downloads)
-            return ensure_disk(self.store, packages, archive, self.downloads, self.log)
-
     def _guest(self) -> Guest:
         """The guest, built when the cache has none."""
         release = self.blueprint.release
 
         def build(folder: Path) -> None:
             with self.lab.journal.step("guest image"), tempfile.TemporaryDirectory(dir=folder) as work:
-                build_guest(folder, _archive(release, self.downloads), Path(work))
+                build_guest(folder, archive_of(release, self.downloads), Path(work))
 
         return Guest.at(self.store.ensure("guest", guest_inputs(release.pockets), build).folder)
 

@@ -16,6 +16,7 @@ import yaml
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
 from stacklab.images.digest import damage
+from stacklab.images.disk import SEED
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_PASSED
 from stacklab.lab.access import ensure_keys, identity_files, set_clock
@@ -99,19 +100,8 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
                 hint=f"stacklab images rm {image.name}",
             )
         chain = store.chain(image)
-        frozen = LabSettings.model_validate(yaml.safe_load((image.folder / "lab" / SETTINGS).read_text()))
-        if image.kind != "layer":  # a layer's was made as this lab was, or is its own
-            _refuse_others(lab, frozen, image)
-        back = STATE if image.kind == "layer" else (*STATE, *CHOICES)
-        images = frozen.layer_images | ({frozen.layer: image.name} if image.kind == "layer" else {})
-        settings = lab.settings.model_copy(
-            update={
-                "thawing": image.name,
-                "unfrozen": 0,
-                "layer_images": images,
-                **{name: getattr(frozen, name) for name in back},
-            }
-        )
+        back = {} if image.kind == SEED else _brought_back(lab, image)  # on a seed, the layer is to come up
+        settings = lab.settings.model_copy(update={"thawing": image.name, "unfrozen": 0, **back})
         lab.save(settings)
         lab.namespace.stop()
         lab.journal.forget("layer-")
@@ -124,6 +114,16 @@ def thaw(lab: Lab, store: Store, image: Image) -> None:
         for node in settings.nodes:
             lab.provider.destroy(node)
             lab.provider.create(node, [each.tree_of(node.name) for each in chain], identity_files(lab, node))
+
+
+def _brought_back(lab: Lab, image: Image) -> dict[str, Any]:
+    """What of a lab's settings an image of a layer, or a checkpoint, brings back. Raises UsageError."""
+    frozen = LabSettings.model_validate(yaml.safe_load((image.folder / "lab" / SETTINGS).read_text()))
+    if image.kind == "layer":  # it was made as this lab was, or is its own
+        state = {name: getattr(frozen, name) for name in STATE}
+        return {**state, "layer_images": frozen.layer_images | {frozen.layer: image.name}}
+    _refuse_others(lab, frozen, image)
+    return {name: getattr(frozen, name) for name in (*STATE, *CHOICES, "layer_images")}
 
 
 def _refuse_others(lab: Lab, frozen: LabSettings, image: Image) -> None:

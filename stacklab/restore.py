@@ -90,7 +90,7 @@ def down(lab: Lab, layer: int, listener: Listener) -> None:
 
 def restore(lab: Lab, store: Store, image: Image) -> None:
     """Put a lab on an image, and return when its cloud answers."""
-    _put(lab, store, image)
+    put(lab, store, image)
     start_and_await(lab)
 
 
@@ -108,10 +108,11 @@ def finish_thaw(lab: Lab, store: Store) -> None:
             f"lab '{lab.name}' was being put on the image {lab.settings.thawing}, which has gone",
             hint=f"stacklab images import FILE, or stacklab destroy --lab {lab.name}",
         ) from error
-    _put(lab, store, image)
+    put(lab, store, image)
 
 
-def _put(lab: Lab, store: Store, image: Image) -> None:
+def put(lab: Lab, store: Store, image: Image) -> None:
+    """Put a lab on an image; it is off afterwards."""
     thaw(lab, store, image)
     for folder in (lab.folder / "rendered").glob("layer-*"):
         if int(folder.name.removeprefix("layer-")) > lab.settings.layer:

@@ -284,6 +284,11 @@ class Lab:
         return nodes[name]
 
     @property
+    def builder(self) -> "Lab":
+        """The lab on containers that builds what this one, emulated, starts from; there while it does."""
+        return Lab(Home(self.home.state / "builders", self.home.cache), self.name)
+
+    @property
     def controller(self) -> Node:
         """The first node with the role controller."""
         return next(node for node in self.settings.nodes if "controller" in node.roles)
@@ -342,6 +347,7 @@ class Lab:
 
     def stop(self) -> None:
         """Shut the nodes down in order, the controller last, and end the lab's processes. Its disks stay."""
+        self._end_builder()
 
         def shut_down(node: Node) -> None:
             was_on = self.provider.state(node) is NodeState.RUNNING
@@ -370,6 +376,7 @@ class Lab:
             self._undo_hosts(leave_unreachable)
         elif self.is_elsewhere:
             self._leave_elsewhere(leave_unreachable)
+        self._end_builder()
         self.namespace.stop()
         self.journal.close()
         self._sweep()
@@ -377,6 +384,11 @@ class Lab:
             self.folder.rename(self.home.labs / f"{_GONE}{self.name}")
         self._sweep()
         self._tidy()
+
+    def _end_builder(self) -> None:
+        """Remove what is left of the lab that built for this one, when that was killed."""
+        if self.builder.exists:
+            self.builder.destroy()
 
     def _sweep(self) -> None:
         """Remove the folders of labs that are destroyed."""

@@ -48,5 +48,6 @@ def _facts(service: Service) -> Iterator[tuple[str, str]]:
     yield "databases", ", ".join(service.database.names if service.database else ())
     yield "notifications", ", ".join(service.emits)
     needs = ((service.needs.memory, "memory"), (service.needs.disk, "disk"))
-    yield "needs", ", ".join(f"{size} MiB of {what}" for size, what in needs if size)
+    words = [f"{size} MiB of {what}" for size, what in needs if size]
+    yield "needs", ", ".join([*words, *(["a kernel of the node's own"] if service.needs.kernel else [])])
     yield "checks", "; ".join(check.name for check in service.checks)

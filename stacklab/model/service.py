@@ -40,10 +40,14 @@ RelativePath = Annotated[str, AfterValidator(_relative)]
 
 
 class Needs(Strict):
-    """Memory at run time and room on the node's disk, in MiB."""
+    """Memory at run time and room on the node's disk, in MiB.
+
+    kernel: whether its nodes need a kernel of their own, which containers have not.
+    """
 
     memory: Size = 0
     disk: Size = 0
+    kernel: bool = False
 
 
 class Part(Strict):

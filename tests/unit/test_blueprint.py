@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from stacklab.blueprint import Blueprint, UpRequest, resolve, resolve_climb
+from stacklab.blueprint import Blueprint, UpRequest, on_containers, resolve, resolve_climb
 from stacklab.cli.request import service_names
+from stacklab.errors import ModelError
 from stacklab.home import Home
 from stacklab.lab.lab import Lab, LabSettings
 from stacklab.model.catalog import Catalog
@@ -77,3 +78,42 @@ def test_settings_from_before_layers_were_kept_can_be_read() -> None:
 def test_names_may_stand_behind_commas() -> None:
     assert service_names(["swift,barbican", "swift", " designate , "]) == ("swift", "barbican", "designate")
     assert service_names(None) == ()
+
+
+@pytest.fixture
+def virtual(tmp_path: Path) -> Blueprint:
+    """A lab of virtual machines that stands on layer 1 and is to get layer 2, with volumes on LVM there."""
+    lab = Lab(Home(tmp_path / "state", tmp_path / "cache"), "virtual")
+    request = UpRequest(
+        lab="virtual", node_kind="vm", layer=2, with_services=("cinder-on-lvm", "cinder-backup")
+    )
+    blueprint = resolve(lab, request)
+    lab.save(blueprint.settings.model_copy(update={"layer": 1, "services": ("mariadb",)}))
+    return resolve(lab, request)
+
+
+def test_containers_build_what_needs_no_kernel_of_its_own(virtual: Blueprint, tmp_path: Path) -> None:
+    native = on_containers(virtual, 2)
+    gone = names(virtual)[1] - names(native)[1]
+    assert (gone, names(native)[0]) == ({"cinder-on-lvm"}, names(virtual)[0])
+    assert native.settings.with_services == {"cinder-backup": 2}
+    assert [node.kind for node in native.nodes] == ["lxc"]
+    assert (native.settings.layer, native.settings.services) == (0, ())
+    builder = Lab(Home(tmp_path / "builders", tmp_path / "cache"), "virtual")
+    builder.save(native.settings)
+    assert names(resolve(builder, UpRequest(lab="virtual", layer=2))) == names(native)
+
+
+def test_containers_build_a_lower_layer_as_if_there_were_no_other(virtual: Blueprint) -> None:
+    native = on_containers(virtual, 1)
+    assert (len(native.cuts), native.target, native.settings.with_services) == (1, 1, {})
+
+
+def test_containers_are_refused_what_needs_a_kernel_of_its_own(tmp_path: Path) -> None:
+    lab = Lab(Home(tmp_path / "state", tmp_path / "cache"), "blue")
+    with pytest.raises(ModelError) as error:
+        resolve(lab, UpRequest(lab="blue", node_kind="lxc", layer=2, with_services=("cinder-on-lvm",)))
+    (problem,) = error.value.problems
+    assert (
+        problem.message == "'cinder-on-lvm' needs nodes with a kernel of their own: --node-kind vm, or hosts"
+    )

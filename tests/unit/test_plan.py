@@ -48,7 +48,7 @@ def put_back(lab: Lab, layer: int, monkeypatch: pytest.MonkeyPatch, key: str = "
     lab.save(lab.settings.model_copy(update={"layer": layer}))
     image = Image("layer", key or restore.made_of(lab, store), lab.folder, {})
     monkeypatch.setattr(restore, "thaw", lambda lab, *_: lab.journal.forget("layer-"))
-    restore._put(lab, store, image)
+    restore.put(lab, store, image)
 
 
 def planned(lab: Lab, layer: int | None = None) -> Plan:

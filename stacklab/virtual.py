@@ -1,0 +1,131 @@
+"""The climb of labs of virtual machines: they need a disk and a kernel where containers need trees.
+
+Emulated, all takes ten times as long and more, so a new lab is not built there: each layer is built on
+containers, at the machine's own speed, and put on disks, a *seed*. The nodes boot from that, and what is done
+then is what any `up` does: what is as it should be is left alone, the rest is done, and the checks tell.
+"""
+
+from datetime import datetime
+from functools import cached_property
+
+from stacklab.blueprint import on_containers
+from stacklab.climb import Climb, archive_of
+from stacklab.errors import StepFailed
+from stacklab.event import Event
+from stacklab.host.archive import Archive
+from stacklab.host.checks import host_facts
+from stacklab.images.disk import ensure_disk, ensure_seed
+from stacklab.images.guest import Guest
+from stacklab.images.store import Image
+from stacklab.recipe import LAYER, deepest, recipe
+from stacklab.render import Rendered
+from stacklab.restore import images_at_hand, put, restore
+from stacklab.versions import keep_versions
+
+
+class VirtualClimb(Climb):
+    """One run of `up` on one lab of virtual machines."""
+
+    made_first = (*Climb.made_first, "disk image")
+
+    @cached_property
+    def _is_seeded(self) -> bool:
+        """Whether the lab, when this was asked for first, was new, and is emulated."""
+        if not self._is_new():
+            return False
+        self._prove_kvm(self._guest())
+        return not self.lab.kvm_works()
+
+    def _planned(self) -> list[str]:
+        if not self._is_seeded:
+            return super()._planned()
+        parts = ("layer {} on containers", "disks of layer {}", "node", "layer {}", "layer {} checks")
+        return [part.format(layer) for layer in range(1, self.blueprint.target + 1) for part in parts]
+
+    def _thaw(self) -> bool:
+        """Put a new lab on the deepest image that matches.
+
+        Where seeds come above it, it need not boot for that.
+        """
+        if not self._is_seeded:
+            return super()._thaw()
+        found = deepest(self.store, self.blueprint, self.host, images_at_hand(self.store, self.blueprint))
+        if found:
+            layer, image = found
+            bring_back = put if layer < self.blueprint.target else restore
+            bring_back(self.lab, self.store, image)
+            self.secrets = self._secrets()
+        return found is not None
+
+    def _make(self) -> datetime | None:
+        """Have the nodes there and running; those of a lab that is seeded come with its first seed."""
+        return None if self._is_seeded else super()._make()
+
+    def _prove_kvm(self, guest: Guest) -> None:
+        if not self.lab.is_elsewhere:
+            super()._prove_kvm(guest)
+            return
+        if self.lab.settings.connect_kvm is None:
+            from stacklab.provide.vm_elsewhere import VmElsewhereProvider
+
+            assert isinstance(self.lab.provider, VmElsewhereProvider)
+            works, nested = self.lab.provider.prove_kvm(guest.kernel)
+            update = {"connect_kvm": works, "connect_nested": nested}
+            self.lab.save(self.lab.settings.model_copy(update=update))
+        self.host = host_facts(self.lab.home, self.lab.settings)
+
+    def _start_image(self) -> Image:
+        """The disk that new nodes start from, with the packages of the first layer, and the kernel."""
+        packages = super()._start_image()
+        with self.lab.journal.step("disk image"):
+            return ensure_disk(self.store, packages, self._archive(), self.downloads, self.log)
+
+    def apply(self, rendered: Rendered) -> None:
+        """Bring one layer up on the nodes; on those of a seeded lab most of it is there when they boot."""
+        if self._is_seeded and rendered.layer > self.lab.settings.layer:
+            self._seed(rendered.layer)
+            rendered = self.render(rendered.layer)  # with the passwords that the seed has
+        super().apply(rendered)
+
+    def _seed(self, layer: int) -> None:
+        """Put the lab, which has nothing to lose yet, on a layer as containers have built it, and boot it."""
+        built = self._built_on_containers(layer)
+        with self.lab.journal.step(f"disks of layer {layer}"):
+            seed = ensure_seed(self.store, built, self._archive(), self.downloads, self.log)
+        put(self.lab, self.store, seed)
+        self.secrets = self._secrets()
+        self.lab.start()
+
+    def _built_on_containers(self, layer: int) -> Image:
+        """The image of a layer on nodes of kind `lxc`; a lab of its own builds it where there is none."""
+        blueprint = on_containers(self.blueprint, layer)
+        host = host_facts(self.lab.home, blueprint.settings)
+        wanted = recipe(blueprint, layer, host, images_at_hand(self.store, blueprint))
+        found = self.store.find(LAYER, wanted)
+        if found:
+            return found
+        builder = self.lab.builder
+        with self.lab.journal.step(f"layer {layer} on containers"), builder.locked():
+            try:
+                builder.destroy()  # what is left of one that was killed
+                keep_versions(builder, blueprint.versions)
+                builder.save(blueprint.settings)
+                builder.journal.subscribe(self._tell_of)
+                Climb(builder, blueprint, host, online=self.downloads.online).run()
+            except StepFailed as error:
+                error.hint = f"stacklab up --layer {layer} --node-kind lxc --lab ANOTHER shows it at leisure"
+                raise
+            finally:
+                builder.destroy()
+        built = self.store.find(LAYER, wanted)
+        assert built is not None
+        return built
+
+    def _tell_of(self, event: Event) -> None:
+        """Show the steps of the lab that builds for this one as parts of a step of this one."""
+        about, _, what = event.type.removeprefix("stacklab.").partition(".")
+        if about == "step" and what in ("started", "passed"):
+            self.lab.journal.record(f"stacklab.task.{what}", event.subject, task=event.data["name"])
+
+    def _archive(self) -> Archive:
+        return archive_of(self.blueprint.release, self.downloads)
