@@ -148,6 +148,7 @@ class Climb:
     def run(self) -> bool:
         """Do what is left to do; returns whether anything was."""
         finish_thaw(self.lab, self.store)
+        self.secrets = self._secrets()  # they have come with the image
         unfrozen = self.lab.settings.unfrozen
         if unfrozen:  # only what passes its checks is frozen, so they are made again
             self.lab.journal.forget(f"layer-{unfrozen}/")

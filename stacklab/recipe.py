@@ -55,6 +55,7 @@ def title_of(blueprint: Blueprint, layer: int) -> str:
     words += [f"with {', '.join(added)}"] if added else []
     words += [f"without {', '.join(settings.without_services)}"] if settings.without_services else []
     words += [f"on {len(settings.nodes)} nodes"] if len(settings.nodes) > 1 else []
+    words += ["in virtual machines"] if settings.node_kind == "vm" else []
     return " ".join(words)
 
 

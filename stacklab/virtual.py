@@ -1,17 +1,19 @@
-"""The climb of labs of virtual machines: they need a disk and a kernel where containers need trees.
+"""The climb of labs of virtual machines: they need a disk and a kernel, where containers need trees.
 
-Emulated, all takes ten times as long and more, so a new lab is not built there: each layer is built on
-containers, at the machine's own speed, and put on disks, a *seed*. The nodes boot from that, and what is done
-then is what any `up` does: what is as it should be is left alone, the rest is done, and the checks tell.
+Emulated, all takes ten times as long and more, so a new lab is not built there: its layers are built on
+containers, at the machine's own speed, and each is put on disks, a *seed*. The nodes boot from that, and then
+comes what any `up` does: what is as it should be is left alone, the rest is done, and the checks tell.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 
 from stacklab.blueprint import on_containers
 from stacklab.climb import Climb, archive_of
-from stacklab.errors import StepFailed
+from stacklab.errors import StacklabError
 from stacklab.event import Event
+from stacklab.host import kvm
 from stacklab.host.archive import Archive
 from stacklab.host.checks import host_facts
 from stacklab.images.disk import ensure_disk, ensure_seed
@@ -27,33 +29,42 @@ class VirtualClimb(Climb):
     """One run of `up` on one lab of virtual machines."""
 
     made_first = (*Climb.made_first, "disk image")
+    _native: Mapping[int, Image]
 
     @cached_property
     def _is_seeded(self) -> bool:
-        """Whether the lab, when this was asked for first, was new, and is emulated."""
-        if not self._is_new():
+        """Whether the lab was new when this was asked for first, and is emulated, on this machine.
+
+        Who has another machine run the nodes may have no memory for containers here.
+        """
+        if self.lab.is_elsewhere or self.lab.settings.layer or not self._is_new():
             return False
-        self._prove_kvm(self._guest())
+        if kvm.known(self.lab.home.cache) is None:
+            self._prove_kvm(self._guest())
         return not self.lab.kvm_works()
 
     def _planned(self) -> list[str]:
         if not self._is_seeded:
             return super()._planned()
-        parts = ("layer {} on containers", "disks of layer {}", "node", "layer {}", "layer {} checks")
-        return [part.format(layer) for layer in range(1, self.blueprint.target + 1) for part in parts]
+        parts = ("disks of layer {}", "node", "layer {}", "layer {} checks")
+        layers = range(1, self.blueprint.target + 1)
+        return ["build on containers", *(part.format(layer) for layer in layers for part in parts)]
 
     def _thaw(self) -> bool:
         """Put a new lab on the deepest image that matches.
 
-        Where seeds come above it, it need not boot for that.
+        Where seeds come above it, all of them are built first, and it need not boot.
         """
         if not self._is_seeded:
             return super()._thaw()
+        self._prove_kvm(self._guest())
         found = deepest(self.store, self.blueprint, self.host, images_at_hand(self.store, self.blueprint))
+        is_whole = found is not None and found[0] == self.blueprint.target
+        if not is_whole:
+            self._native = self._native_layers() or self._build_on_containers()
         if found:
-            layer, image = found
-            bring_back = put if layer < self.blueprint.target else restore
-            bring_back(self.lab, self.store, image)
+            bring_back = restore if is_whole else put
+            bring_back(self.lab, self.store, found[1])
             self.secrets = self._secrets()
         return found is not None
 
@@ -78,7 +89,7 @@ class VirtualClimb(Climb):
         """The disk that new nodes start from, with the packages of the first layer, and the kernel."""
         packages = super()._start_image()
         with self.lab.journal.step("disk image"):
-            return ensure_disk(self.store, packages, self._archive(), self.downloads, self.log)
+            return ensure_disk(self.store, packages, self._archive, self.downloads, self.log)
 
     def apply(self, rendered: Rendered) -> None:
         """Bring one layer up on the nodes; on those of a seeded lab most of it is there when they boot."""
@@ -89,43 +100,55 @@ class VirtualClimb(Climb):
 
     def _seed(self, layer: int) -> None:
         """Put the lab, which has nothing to lose yet, on a layer as containers have built it, and boot it."""
-        built = self._built_on_containers(layer)
         with self.lab.journal.step(f"disks of layer {layer}"):
-            seed = ensure_seed(self.store, built, self._archive(), self.downloads, self.log)
+            seed = ensure_seed(self.store, self._native[layer], self._archive, self.downloads, self.log)
         put(self.lab, self.store, seed)
         self.secrets = self._secrets()
         self.lab.start()
 
-    def _built_on_containers(self, layer: int) -> Image:
-        """The image of a layer on nodes of kind `lxc`; a lab of its own builds it where there is none."""
-        blueprint = on_containers(self.blueprint, layer)
-        host = host_facts(self.lab.home, blueprint.settings)
-        wanted = recipe(blueprint, layer, host, images_at_hand(self.store, blueprint))
-        found = self.store.find(LAYER, wanted)
-        if found:
-            return found
+    def _native_layers(self) -> Mapping[int, Image]:
+        """By layer, the images of this lab on containers; none where not all of them are there."""
+        found: dict[int, Image] = {}
+        for layer in range(1, self.blueprint.target + 1):
+            blueprint = on_containers(self.blueprint, layer)
+            host = host_facts(self.lab.home, blueprint.settings)
+            wanted = recipe(blueprint, layer, host, images_at_hand(self.store, blueprint))
+            image = self.store.find(LAYER, wanted)
+            if image is None:
+                return {}
+            found[layer] = image
+        return found
+
+    def _build_on_containers(self) -> Mapping[int, Image]:
+        """Bring this lab up on containers, in a lab of its own that goes; by layer, the images of it."""
+        blueprint = on_containers(self.blueprint, self.blueprint.target)
         builder = self.lab.builder
-        with self.lab.journal.step(f"layer {layer} on containers"), builder.locked():
+        with self.lab.journal.step("build on containers"):
             try:
                 builder.destroy()  # what is left of one that was killed
                 keep_versions(builder, blueprint.versions)
                 builder.save(blueprint.settings)
                 builder.journal.subscribe(self._tell_of)
+                host = host_facts(self.lab.home, blueprint.settings)
                 Climb(builder, blueprint, host, online=self.downloads.online).run()
-            except StepFailed as error:
-                error.hint = f"stacklab up --layer {layer} --node-kind lxc --lab ANOTHER shows it at leisure"
+                names = builder.settings.layer_images
+            except StacklabError as error:
+                error.message = f"on containers, where an emulated lab is built first: {error.message}"
+                look = "the same with --node-kind lxc and another --lab leaves it there to be looked at"
+                error.hint = f"{error.hint}; {look}" if error.hint else look
                 raise
             finally:
                 builder.destroy()
-        built = self.store.find(LAYER, wanted)
-        assert built is not None
-        return built
+        return {layer: self.store.get(name) for layer, name in names.items()}
 
     def _tell_of(self, event: Event) -> None:
         """Show the steps of the lab that builds for this one as parts of a step of this one."""
         about, _, what = event.type.removeprefix("stacklab.").partition(".")
         if about == "step" and what in ("started", "passed"):
-            self.lab.journal.record(f"stacklab.task.{what}", event.subject, task=event.data["name"])
+            seconds = {name: event.data[name] for name in ("seconds",) if name in event.data}
+            self.lab.journal.record(
+                f"stacklab.task.{what}", event.subject, task=event.data["name"], **seconds
+            )
 
     def _archive(self) -> Archive:
         return archive_of(self.blueprint.release, self.downloads)

@@ -13,6 +13,7 @@ node does before systemd is in templates/vm.
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +46,34 @@ def disk_inputs() -> dict[str, Any]:
     }
 
 
-def ensure_disk(store: Store, packages: Image, archive: Archive, downloads: Downloads, log: Path) -> Image:
+def ensure_disk(
+    store: Store, packages: Image, archive: Callable[[], Archive], downloads: Downloads, log: Path
+) -> Image:
     """The disk with what the image `packages` has, built when the store has none (about 20 s).
 
-    archive: where the kernel comes from. log: takes what the tools print. Raises StepFailed.
+    archive: gives where the kernel comes from. log: takes what the tools print. Raises StepFailed.
     """
 
     def build(folder: Path) -> None:
         trees = [each.tree for each in store.chain(packages)]
-        _build(folder / "tree", trees, archive, downloads, log)
+        _build(folder / "tree", trees, archive(), downloads, log)
 
     return store.ensure("disk", {**disk_inputs(), "tree": packages.key}, build)
 
 
-def ensure_seed(store: Store, layer: Image, archive: Archive, downloads: Downloads, log: Path) -> Image:
+def ensure_seed(
+    store: Store, layer: Image, archive: Callable[[], Archive], downloads: Downloads, log: Path
+) -> Image:
     """The disks with what the image of a layer has of nodes of kind `lxc`, and that lab's passwords.
 
     Otherwise as `ensure_disk`.
     """
 
     def build(folder: Path) -> None:
+        packages = archive()
         for node in layer.nodes:
             trees = [each.tree_of(node) for each in store.chain(layer)]
-            _build(folder / "nodes" / node, trees, archive, downloads, log)
+            _build(folder / "nodes" / node, trees, packages, downloads, log)
         shutil.copytree(layer.folder / "lab", folder / "lab")
 
     return store.ensure(SEED, {**disk_inputs(), "layer": layer.key}, build, title=f"{layer.title}, on disks")
@@ -108,6 +114,7 @@ chroot "$work/root" depmod "$modules"
 mke2fs -q -t ext4 -L root -m 0 -i 32768 -O ^metadata_csum,uninit_bg -J size=64 \
     -E lazy_itable_init=1,nodiscard,root_owner=0:0 -d "$work/root" "$work/disk.raw" "$size"
 qemu-img convert -f raw -O qcow2 -W "$work/disk.raw" "$disk"
+chmod 600 "$disk"
 """
     arguments = [":".join(map(str, trees)), str(work), modules.name, f"{SIZE_GIB}G", str(disk)]
     command = [*BOUND_TREE, "sh", "-euc", script, "sh", *arguments]

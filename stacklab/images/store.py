@@ -42,8 +42,8 @@ def key_of(inputs: Mapping[str, Any]) -> str:
 class Image:
     """A complete image in the store.
 
-    kind: base, packages, guest, layer, checkpoint. stands_on: the names of the images below it, top first.
-    title: what a person knows it by. built: seconds since the epoch.
+    kind: base, packages, guest, disk, seed, layer, checkpoint. stands_on: the names of the images below it,
+    top first. title: what a person knows it by. built: seconds since the epoch.
     """
 
     kind: str

@@ -307,6 +307,7 @@ class Lab:
         """
         from stacklab.lab.access import set_clock, wait_for_ssh
 
+        self._end_builder()
         self.refuse_lost_images()
         if self.namespace.pid() is None:
             with self.journal.step("namespaces", self.name):
@@ -386,8 +387,8 @@ class Lab:
         self._tidy()
 
     def _end_builder(self) -> None:
-        """Remove what is left of the lab that built for this one, when that was killed."""
-        if self.builder.exists:
+        """Remove what is left of the lab that built for this one, when that was killed or cut off."""
+        if self.builder.home.state.exists():
             self.builder.destroy()
 
     def _sweep(self) -> None:

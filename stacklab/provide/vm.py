@@ -184,6 +184,7 @@ class VmProvider:
     def _stand_beside(self, node: Node, folder: Path) -> None:
         """Have the copy of the node's disk in `folder` name the image below by its place beside it."""
         rebase(folder / DISK, os.path.relpath(self.image(node)[0] / DISK, folder))
+        (folder / DISK).chmod(0o600)  # whoever may read it has the passwords of the cloud
 
     def _name(self, node: Node) -> str:
         """What libvirt calls the node."""

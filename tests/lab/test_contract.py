@@ -100,7 +100,7 @@ def image_for(kind: str, store: Store, downloads: Downloads, log: Path) -> Image
         host_mirror(), release.pockets, downloads.folder / "guest", components=release.components
     )
     archive.update()
-    return ensure_disk(store, base, archive, downloads, log)
+    return ensure_disk(store, base, lambda: archive, downloads, log)
 
 
 @contextmanager

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.images.store import Store
+from stacklab.lab.lab import Lab
 from tests.lab.machine import Machine, left_over_since
-from tests.lab.program import Program, TestLab
+from tests.lab.program import Program, TestLab, wait_for
 
 PROFILES = Path(__file__).parent / "profiles"
+UP = ("--layer", "1", "--node-kind", "vm", "--profile", "identity", "--path", str(PROFILES))
 SCHEMA = "keystone/sync.schema"
 
 
@@ -23,13 +26,31 @@ def before(program: Program) -> Machine:
     return Machine.look(program.state)
 
 
+def test_a_build_on_containers_that_was_killed_goes_with_its_lab(
+    program: Program, before: Machine, tmp_path: Path
+) -> None:
+    lab = TestLab(program, "test-killed")
+    builder = Lab(Home(program.state, program.cache), lab.name).builder
+    up = lab.start("up", *UP, log=tmp_path / "up.log")
+    try:
+        wait_for(
+            "the lab that builds, or its end", lambda: builder.namespace.pid() or up.poll() is not None, 300.0
+        )
+        if up.poll() is not None:
+            assert kvm.works(program.cache), (tmp_path / "up.log").read_text()[-2000:]
+    finally:
+        up.kill()
+        up.wait()
+        lab.run("destroy", "--yes")
+    assert not left_over_since(before, program.state)
+
+
 @pytest.fixture(scope="module")
 def lab(program: Program, before: Machine) -> Iterator[TestLab]:
     """A lab on layer 1 whose node is a virtual machine; destroyed at the end."""
     lab = TestLab(program, "test-emulated")
-    arguments = ("--layer", "1", "--node-kind", "vm", "--profile", "identity", "--path", str(PROFILES))
     try:
-        lab.run("up", *arguments)
+        lab.run("up", *UP)
         yield lab
     finally:
         lab.try_("destroy", "--yes")
@@ -42,7 +63,7 @@ def test_its_node_is_a_machine_and_its_cloud_answers(lab: TestLab) -> None:
 
 def test_where_kvm_does_not_work_containers_have_built_it(lab: TestLab, program: Program) -> None:
     passed, works = lab.steps("passed"), kvm.works(program.cache)
-    assert ("layer 1 on containers" in passed) is not works
+    assert ("build on containers" in passed) is not works
     assert (SCHEMA in passed) is works, "the schema is to be made once, where that is quick"
     assert not (program.state / "builders").exists()
 
