@@ -300,7 +300,8 @@ class Trial:
         # The socket is made by this thread, which is in the lab's network; paramiko's own thread only uses
         # it.
         with contextlib.closing(paramiko.Transport(self._connect_ssh())) as transport:
-            transport.banner_timeout = transport.auth_timeout = self._ssh_seconds
+            transport.banner_timeout = transport.handshake_timeout = self._ssh_seconds
+            transport.auth_timeout = self._ssh_seconds
             transport.start_client(timeout=self._ssh_seconds)
             transport.auth_publickey("root", key)
             yield transport

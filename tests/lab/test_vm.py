@@ -1,6 +1,6 @@
 """Layer 1 on virtual machines, by the program: up, verify, thaw, down, clone, memory, destroy.
 
-Emulated it takes more than an hour on two cores, so it is not part of the default run; test_contract.py is.
+Emulated it takes two hours on two cores, so it is not part of the default run; test_contract.py is.
 The tests run in the order of the file.
 """
 
@@ -12,7 +12,7 @@ import pytest
 from tests.lab.machine import Machine, left_over_since
 from tests.lab.program import Program, TestLab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(10800)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_its_memory_comes_back_with_what_was_there(lab: TestLab) -> None:
     assert run(lab, "ssh", "controller", "--", "cat /proc/sys/kernel/random/boot_id") == boot
     clock = float(run(lab, "ssh", "controller", "--", "date +%s.%N"))
     assert abs(clock - time.time()) < 5.0
-    run(lab, "verify")
+    run(lab, "up")  # which has nothing to do where all are well, and looks
 
 
 def test_a_clone_is_another_cloud(lab: TestLab) -> None:
