@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from stacklab.files import write_atomically
+from stacklab.host.emulation import EMULATED, is_emulated
 
 DEVICE = Path("/dev/kvm")
 QEMU = "qemu-system-x86_64"
@@ -72,16 +73,16 @@ def kernel_at_hand(cache: Path) -> Path | None:
     return guests[-1] if guests else own if own.is_file() else None
 
 
-def prove(cache: Path, kernel: Path, *, again: bool = False, seconds: float = SECONDS) -> Proof:
+def prove(cache: Path, kernel: Path, *, again: bool = False) -> Proof:
     """Boot `kernel` (a bzImage) under KVM, unless the verdict is known, and keep the verdict in `cache`.
 
-    Takes about a second, and `seconds` where it hangs. again: boot even so.
+    Takes about a second, and ten where it hangs; longer where this machine is emulated. again: boot even so.
     """
     proof = known(cache)
     if not DEVICE.exists() and proof:
         return proof
     if proof is None or again:
-        proof = boot(kernel, seconds=seconds)
+        proof = boot(kernel, seconds=SECONDS * (EMULATED if is_emulated() else 1.0))
         write_atomically(cache / "kvm.json", json.dumps({"key": _key(), **asdict(proof)}))
     return proof
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stacklab.lab.lab import Lab
 
 BOOT_SECONDS = 120.0
-CONNECT_SECONDS = 30  # an emulated node on a busy machine needs more than ten for its greeting
+CONNECT_SECONDS = 30  # until the greeting, more where the node is emulated: it comes when all of it starts
 # Without PAM a login makes no session of systemd, which costs more than the command that it is for.
 SSHD = "PasswordAuthentication no\nUseDNS no\nUsePAM no\n"
 
@@ -32,7 +32,7 @@ def ssh_options(lab: "Lab") -> list[str]:
     return [
         "-F/dev/null",
         *own,
-        f"-oConnectTimeout={CONNECT_SECONDS}",
+        f"-oConnectTimeout={CONNECT_SECONDS * lab.patience:.0f}",
         "-oServerAliveInterval=15",
         f"-oUserKnownHostsFile={folder / 'known_hosts'}",
         "-oStrictHostKeyChecking=yes",

@@ -30,6 +30,7 @@ from stacklab.errors import LabDamaged, StepFailed, Unreached, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.host import kinds, kvm
+from stacklab.host.emulation import EMULATED
 from stacklab.journal import Journal
 from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
@@ -273,8 +274,8 @@ class Lab:
 
     @property
     def patience(self) -> float:
-        """How many times longer than on nodes that run natively all is waited for."""
-        return patience_of(self.settings, self.home.cache)
+        """How many times longer than on nodes that run natively all is waited for; 1 for a lab to come."""
+        return patience_of(self.settings, self.home.cache) if self.exists else 1.0
 
     def node(self, name: str) -> Node:
         """The node of that name. Raises UsageError where there is none."""
@@ -516,7 +517,7 @@ class Lab:
 def patience_of(settings: LabSettings, cache: Path) -> float:
     """How many times longer than on nodes that run natively all is waited for."""
     if settings.connect:
-        return 1.0 if settings.connect_kvm else kinds.EMULATED
+        return 1.0 if settings.connect_kvm else EMULATED
     return kinds.patience(settings.node_kind, cache)
 
 

@@ -36,13 +36,16 @@ PACKAGES = (
 UNITS = ("apparmor", "ssh", "systemd-networkd", "systemd-resolved", "systemd-timesyncd")
 SIZE_GIB = 40
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0"
+# As for the nodes of labs (templates/libvirt/vm.xml.j2): what only costs an emulated processor time.
+EMULATED = "mitigations=off clocksource=tsc tsc=reliable no_timer_check transparent_hugepage=never"
 VAGRANTFILE = f"""\
 Vagrant.configure("2") do |config|
   config.ssh.insert_key = false
   config.vm.provider :libvirt do |libvirt|
     libvirt.kernel = File.expand_path("vmlinuz", __dir__)
     libvirt.initrd = File.expand_path("initrd.img", __dir__)
-    libvirt.cmd_line = "{COMMAND_LINE}"
+    libvirt.cmd_line = "{COMMAND_LINE}" + (ENV["STACKLAB_BOX_DRIVER"] == "qemu" ? " {EMULATED}" : "")
+    libvirt.disk_driver :cache => "unsafe" # a machine for one run
   end
 end
 """
