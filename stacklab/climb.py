@@ -135,7 +135,11 @@ class Climb:
         self.store = store_of(lab.home)
         self.downloads = Downloads(lab.home.cache / "packages", online)
         self.log = lab.folder / "images.log"
-        self.secrets = self._secrets()
+
+    @property
+    def secrets(self) -> dict[str, dict[str, str]]:
+        """The lab's passwords, as they are by now: they come with the image that a lab is put on."""
+        return ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
 
     def to_the_top(self, began: float) -> Summary:
         """Do what is left to do, and record how long all took since `began`, by the monotonic clock."""
@@ -148,7 +152,6 @@ class Climb:
     def run(self) -> bool:
         """Do what is left to do; returns whether anything was."""
         finish_thaw(self.lab, self.store)
-        self.secrets = self._secrets()  # they have come with the image
         unfrozen = self.lab.settings.unfrozen
         if unfrozen:  # only what passes its checks is frozen, so they are made again
             self.lab.journal.forget(f"layer-{unfrozen}/")
@@ -183,7 +186,6 @@ class Climb:
         if not found:
             return False
         restore(self.lab, self.store, found[1])
-        self.secrets = self._secrets()
         return True
 
     def _make(self) -> datetime | None:
@@ -213,9 +215,6 @@ class Climb:
     def _prove_kvm(self, guest: Guest) -> None:
         kvm.prove(self.lab.home.cache, guest.kernel)
         self.host = host_facts(self.lab.home, self.lab.settings)
-
-    def _secrets(self) -> dict[str, dict[str, str]]:
-        return ensure_secrets(self.lab.folder / "secrets.yaml", self.blueprint.services)
 
     def _stands(self) -> bool:
         """Whether the lab is up on its layer, as it would be rendered now, and healthy.

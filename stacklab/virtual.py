@@ -65,7 +65,6 @@ class VirtualClimb(Climb):
         if found:
             bring_back = restore if is_whole else put
             bring_back(self.lab, self.store, found[1])
-            self.secrets = self._secrets()
         return found is not None
 
     def _make(self) -> datetime | None:
@@ -103,7 +102,6 @@ class VirtualClimb(Climb):
         with self.lab.journal.step(f"disks of layer {layer}"):
             seed = ensure_seed(self.store, self._native[layer], self._archive, self.downloads, self.log)
         put(self.lab, self.store, seed)
-        self.secrets = self._secrets()
         self.lab.start()
 
     def _native_layers(self) -> Mapping[int, Image]:
@@ -145,10 +143,8 @@ class VirtualClimb(Climb):
         """Show the steps of the lab that builds for this one as parts of a step of this one."""
         about, _, what = event.type.removeprefix("stacklab.").partition(".")
         if about == "step" and what in ("started", "passed"):
-            seconds = {name: event.data[name] for name in ("seconds",) if name in event.data}
-            self.lab.journal.record(
-                f"stacklab.task.{what}", event.subject, task=event.data["name"], **seconds
-            )
+            took = {"seconds": event.data["seconds"]} if what == "passed" else {}
+            self.lab.journal.record(f"stacklab.task.{what}", event.subject, task=event.data["name"], **took)
 
     def _archive(self) -> Archive:
         return archive_of(self.blueprint.release, self.downloads)
