@@ -18,6 +18,7 @@ from stacklab.children import BOUND, BOUND_TREE
 from stacklab.errors import Interrupted, StepFailed
 from stacklab.home import data_dir
 from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED
+from stacklab.lab.access import connect_seconds
 from stacklab.lab.lab import Lab
 
 TAIL_LINES = 40
@@ -75,6 +76,7 @@ def _environment(lab: Lab) -> dict[str, str]:
         "ANSIBLE_HOME": str(lab.folder / "ansible"),
         "ANSIBLE_PIPELINING": "True",
         "ANSIBLE_SSH_ARGS": "-oControlMaster=no",
+        "ANSIBLE_TIMEOUT": str(connect_seconds(lab)),  # goes before what the inventory says of it
         **({} if lab.has_hosts else {"ANSIBLE_PRIVATE_KEY_FILE": str(lab.folder / "ssh" / "key")}),
         "ANSIBLE_LOCAL_TEMP": str(lab.folder / "ansible" / "tmp"),
         "ANSIBLE_RETRY_FILES_ENABLED": "False",

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from stacklab.lab.lab import Lab
 
 BOOT_SECONDS = 120.0
-CONNECT_SECONDS = 30  # until the greeting, more where the node is emulated: it comes when all of it starts
+CONNECT_SECONDS = 30
 # Without PAM a login makes no session of systemd, which costs more than the command that it is for.
 SSHD = "PasswordAuthentication no\nUseDNS no\nUsePAM no\n"
+
+
+def connect_seconds(lab: "Lab") -> int:
+    """How long a node's SSH server may take to greet: it does so while all else on the node starts."""
+    return round(CONNECT_SECONDS * lab.patience)
 
 
 def ssh_options(lab: "Lab") -> list[str]:
@@ -32,7 +37,7 @@ def ssh_options(lab: "Lab") -> list[str]:
     return [
         "-F/dev/null",
         *own,
-        f"-oConnectTimeout={CONNECT_SECONDS * lab.patience:.0f}",
+        f"-oConnectTimeout={connect_seconds(lab)}",
         "-oServerAliveInterval=15",
         f"-oUserKnownHostsFile={folder / 'known_hosts'}",
         "-oStrictHostKeyChecking=yes",

@@ -42,6 +42,7 @@ def run(tmp_path: Path, journal: Journal, *tasks: dict[str, Any]) -> None:
     play = {"hosts": "all", "gather_facts": False, "tasks": list(tasks)}
     write(tmp_path / "layer-1" / "playbook.yml", yaml.safe_dump([play]))
     lab = SimpleNamespace(
+        patience=1.0,
         name="blue",
         folder=tmp_path,
         journal=journal,
