@@ -13,7 +13,6 @@ from stacklab.images.base import base_inputs
 from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.packages import packages_inputs
 from stacklab.images.store import Store, key_of
-from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import HOST, Lab
 from stacklab.lab.secrets import placeholder_secrets
 from stacklab.provide.provider import NodeState
@@ -108,7 +107,7 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
     guest = store.find("guest", guest_inputs(blueprint.release.pockets))
     images_at_hand = Guest.at(guest.folder).images if guest else {}
     host = host_facts(home, blueprint.settings)
-    renderer = Renderer(lab.name, blueprint, secrets, host, ssh_options(lab), images_at_hand)
+    renderer = Renderer(lab.name, blueprint, secrets, host, images=images_at_hand)
     is_new = len(absent) == len(blueprint.nodes)
     start = _start(store, blueprint, host, images_at_hand) if is_new and are_made else None
     rendered = [renderer.layer(number) for number in range(1, blueprint.target + 1)]

@@ -320,7 +320,7 @@ def _kvm_inside(home: Home, settings: LabSettings) -> bool:
 def examine(home: Home, needs: Needs, distribution: str, pockets: Sequence[str]) -> list[Finding]:
     """Everything that can be said of this machine: the facts, the mirror, KVM and the labs on it.
 
-    Boots a kernel to prove KVM where there is one at hand; that takes up to 10 s.
+    Boots a kernel to prove KVM where there is one at hand; that takes up to 10 s, 80 on an emulated one.
     """
     facts = gather([home.state, home.cache])
     return [

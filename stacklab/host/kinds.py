@@ -13,7 +13,7 @@ def best(cache: Path) -> str:
 
     On a machine that is itself emulated all is slow enough without one more machine in between.
     """
-    return "vm" if kvm.proved(cache) and not is_emulated() else "lxc"
+    return "vm" if not is_emulated() and kvm.proved(cache) else "lxc"
 
 
 def patience(kind: str, cache: Path) -> float:

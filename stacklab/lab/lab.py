@@ -79,7 +79,7 @@ class LabSettings(BaseModel):
     connect_kvm: bool | None = None
     """Whether KVM was proved to work where `connect` leads; None before it was tried."""
     connect_nested: bool = False
-    """Whether instances have KVM there, too."""
+    """Whether instances have KVM there, too, where it works."""
     layer: int = 0
     """The highest layer that passed its checks; 0 before the first."""
     target: int = 0
@@ -274,8 +274,8 @@ class Lab:
 
     @property
     def patience(self) -> float:
-        """How many times longer than on nodes that run natively all is waited for; 1 for a lab to come."""
-        return patience_of(self.settings, self.home.cache) if self.exists else 1.0
+        """How many times longer than on nodes that run natively all is waited for."""
+        return patience_of(self.settings, self.home.cache)
 
     def node(self, name: str) -> Node:
         """The node of that name. Raises UsageError where there is none."""
