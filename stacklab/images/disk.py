@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stacklab.children import BOUND_TREE
-from stacklab.files import remove_tree, write_atomically
+from stacklab.files import remove_tree
 from stacklab.home import data_dir
 from stacklab.host.archive import Archive
 from stacklab.images.command import run_logged
@@ -31,8 +31,7 @@ DISK, VMLINUZ, INITRD = "disk.qcow2", "vmlinuz", "initrd"
 # What a machine with a kernel and devices of its own needs beside what a container does.
 PACKAGES = ("kmod", "udev")
 SIZE_GIB = 64  # of the file system; what is not written takes no room
-SYSTEM = "[Manager]\nDefaultTimeoutStartSec=600\nDefaultTimeoutStopSec=300\n"  # it may be emulated
-REVISION = 2  # raise it when what is done below changes
+REVISION = 3  # raise it when what is done below changes
 
 
 def disk_inputs() -> dict[str, Any]:
@@ -100,7 +99,6 @@ def _make_file_system(
     top = work / "top"
     (top / "usr/lib/modules").mkdir(parents=True)
     modules.rename(top / "usr/lib/modules" / modules.name)
-    write_atomically(top / "etc/systemd/system.conf.d/stacklab.conf", SYSTEM)
     for name in ("work", "root"):
         (work / name).mkdir()
     # No checksums of metadata, which cost an emulated processor more than they protect on a file; tables of

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 BOOT_SECONDS = 120.0
 CONNECT_SECONDS = 30
+# systemd's own 90 s for the start or end of a service are those of a machine that is not emulated.
+SYSTEM = "[Manager]\nDefaultTimeoutStartSec={seconds:.0f}\nDefaultTimeoutStopSec={seconds:.0f}\n"
+SYSTEM_SECONDS = 90
 # Without PAM a login makes no session of systemd, which costs more than the command that it is for.
 SSHD = "PasswordAuthentication no\nUseDNS no\nUsePAM no\n"
 
@@ -92,6 +95,9 @@ def identity_files(lab: "Lab", node: Node) -> dict[str, NodeFile]:
         "/etc/ssh/ssh_host_ed25519_key": NodeFile((folder / f"host-{node.name}").read_text(), 0o600),
         "/etc/ssh/ssh_host_ed25519_key.pub": NodeFile((folder / f"host-{node.name}.pub").read_text()),
         "/etc/ssh/sshd_config.d/stacklab.conf": NodeFile(SSHD),
+        "/etc/systemd/system.conf.d/stacklab.conf": NodeFile(
+            SYSTEM.format(seconds=SYSTEM_SECONDS * lab.patience)
+        ),
         "/root/.ssh/authorized_keys": NodeFile((folder / "key.pub").read_text(), 0o600),
     }
 
