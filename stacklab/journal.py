@@ -306,7 +306,7 @@ class Journal:
         # up to 10 ms on a slow disk, would cost `up` seconds. Only `forget` pays for one.
         connection.execute("PRAGMA synchronous = NORMAL")
         if not tables:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(connection)
             connection.executescript(_SCHEMA)
 
     @contextmanager
@@ -327,6 +327,19 @@ class Journal:
                 f"the journal {self.path} is damaged: {error}",
                 hint=f"mv {self.path} {self.path}.damaged, then `stacklab up` again: it does every step anew",
             ) from error
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn a new file to WAL; another process may do so just now, and SQLite does not wait for it here."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _describe(error: Exception) -> dict[str, str]:

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -215,6 +216,17 @@ def test_a_reader_follows_while_other_processes_write(journal: Journal, path: Pa
     events = list(journal.follow(poll=0.02, until=done))
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert [event.id for event in events] == list(range(1, 201))
+
+
+def test_several_may_make_it_at_the_same_moment(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        together.wait()
+        write_events(path, 1)
+
+    together = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(100):
+            list(pool.map(write, [tmp_path / f"{number}.db"] * 4))
 
 
 def write_and_die(path: Path) -> None:
