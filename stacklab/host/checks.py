@@ -298,29 +298,19 @@ def host_facts(home: Home, settings: LabSettings) -> HostFacts:
     if kind == HOST:
         return HostFacts(kvm=bool(settings.hosts_kvm), openvswitch=settings.hosts_openvswitch)
     virtual = kind == "vm"
+    inside = kvm.works(home.cache) and (not virtual or kvm.is_nested())
     return HostFacts(
-        kvm=_kvm_inside(home, settings) if virtual else kvm.works(home.cache),
+        kvm=bool(settings.connect_kvm) and settings.connect_nested if settings.connect else inside,
         # Containers take the userspace datapath everywhere: the kernel's may be gone after the next boot.
         openvswitch=virtual,
         patience=patience_of(settings, home.cache),
     )
 
 
-def _kvm_inside(home: Home, settings: LabSettings) -> bool:
-    """Whether nodes of kind `vm` can run instances with KVM, as far as is known.
-
-    Emulated ones can: QEMU's `max` processor has AMD's extensions for virtual machines, nested paging among
-    them (its commit fe441054bb3f).
-    """
-    if settings.connect:
-        return settings.connect_kvm is False or settings.connect_nested
-    return not kvm.works(home.cache) or kvm.is_nested()
-
-
 def examine(home: Home, needs: Needs, distribution: str, pockets: Sequence[str]) -> list[Finding]:
     """Everything that can be said of this machine: the facts, the mirror, KVM and the labs on it.
 
-    Boots a kernel to prove KVM where there is one at hand; that takes up to 10 s, 80 on an emulated one.
+    Boots a kernel to prove KVM where there is one at hand; that takes up to 10 s.
     """
     facts = gather([home.state, home.cache])
     return [

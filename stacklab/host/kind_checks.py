@@ -37,9 +37,6 @@ def _kind(kind: str, lacking: Iterable[str], words: str, best: str) -> Finding:
 
 def _vm_words(cache: Path) -> str:
     if not kvm.works(cache):
-        return (
-            "virtual machines, emulated as no KVM works here: everything takes 10 to 20 times as long; "
-            "instances in them run on the KVM of the emulated processor"
-        )
+        return "virtual machines, emulated as no KVM works here: everything takes 10 to 20 times as long"
     inside = "instances in them, too" if kvm.is_nested() else "instances in them are emulated"
     return f"virtual machines with KVM, nearly at this machine's own speed; {inside}"

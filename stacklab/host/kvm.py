@@ -7,6 +7,7 @@ cache until the host's kernel or QEMU changes.
 
 import json
 import os
+import re
 import subprocess
 import threading
 from dataclasses import asdict, dataclass
@@ -14,7 +15,6 @@ from functools import cache
 from pathlib import Path
 
 from stacklab.files import write_atomically
-from stacklab.host.emulation import EMULATED, is_emulated
 
 DEVICE = Path("/dev/kvm")
 QEMU = "qemu-system-x86_64"
@@ -36,14 +36,21 @@ class Proof:
 
 
 def known(cache: Path, device: Path = DEVICE) -> Proof | None:
-    """The verdict without booting anything: no device, or what was proved before; None where that is open."""
+    """The verdict without booting anything; None where it takes a kernel to tell."""
     if not device.exists():
         return Proof(False, f"there is no {device}")
+    if is_emulated():  # docs/decisions/0025-no-kvm-of-an-emulated-processor.md
+        return Proof(False, "the processor is emulated, and what emulates its KVM fails at times")
     try:
         record = json.loads((cache / "kvm.json").read_text())
         return Proof(record["works"], record["why"]) if record["key"] == _key() else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def is_emulated(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine is itself emulated by QEMU: its processor says so in its name."""
+    return re.search(r"^model name\s*: QEMU TCG CPU", cpuinfo.read_text(), re.MULTILINE) is not None
 
 
 def works(cache: Path) -> bool:
@@ -73,16 +80,16 @@ def kernel_at_hand(cache: Path) -> Path | None:
     return guests[-1] if guests else own if own.is_file() else None
 
 
-def prove(cache: Path, kernel: Path, *, again: bool = False) -> Proof:
+def prove(cache: Path, kernel: Path, *, again: bool = False, seconds: float = SECONDS) -> Proof:
     """Boot `kernel` (a bzImage) under KVM, unless the verdict is known, and keep the verdict in `cache`.
 
-    Takes about a second, and ten where it hangs; longer where this machine is emulated. again: boot even so.
+    Takes about a second, and `seconds` where it hangs. again: boot even so.
     """
     proof = known(cache)
-    if not DEVICE.exists() and proof:
+    if proof and (is_emulated() or not DEVICE.exists()):
         return proof
     if proof is None or again:
-        proof = boot(kernel, seconds=SECONDS * (EMULATED if is_emulated() else 1.0))
+        proof = boot(kernel, seconds=seconds)
         write_atomically(cache / "kvm.json", json.dumps({"key": _key(), **asdict(proof)}))
     return proof
 

@@ -30,7 +30,6 @@ from stacklab.errors import LabDamaged, StepFailed, Unreached, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.host import kinds, kvm
-from stacklab.host.emulation import EMULATED
 from stacklab.journal import Journal
 from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
@@ -79,7 +78,7 @@ class LabSettings(BaseModel):
     connect_kvm: bool | None = None
     """Whether KVM was proved to work where `connect` leads; None before it was tried."""
     connect_nested: bool = False
-    """Whether instances have KVM there, too, where it works."""
+    """Whether instances have KVM there, too."""
     layer: int = 0
     """The highest layer that passed its checks; 0 before the first."""
     target: int = 0
@@ -517,7 +516,7 @@ class Lab:
 def patience_of(settings: LabSettings, cache: Path) -> float:
     """How many times longer than on nodes that run natively all is waited for."""
     if settings.connect:
-        return 1.0 if settings.connect_kvm else EMULATED
+        return 1.0 if settings.connect_kvm else kinds.EMULATED
     return kinds.patience(settings.node_kind, cache)
 
 

@@ -17,7 +17,7 @@ import libvirt
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
-from stacklab.host.emulation import EMULATED
+from stacklab.host import kinds
 from stacklab.images.disk import DISK, INITRD, VMLINUZ
 from stacklab.images.initramfs import cpio_of
 from stacklab.images.packages import Installation
@@ -193,7 +193,7 @@ class VmProvider:
     @property
     def _shutdown_seconds(self) -> float:
         """How many seconds a node has to shut down."""
-        return SHUTDOWN_SECONDS * (1.0 if self._kvm() else EMULATED)
+        return SHUTDOWN_SECONDS * (1.0 if self._kvm() else kinds.EMULATED)
 
     def _describe(self, node: Node, wires: Mapping[str, int] | None = None, **values: object) -> str:
         """The description of a node's domain.

@@ -8,7 +8,7 @@ import pytest
 
 from stacklab.blueprint import UpRequest, resolve
 from stacklab.home import Home
-from stacklab.host import emulation, kinds, kvm
+from stacklab.host import kinds, kvm
 from stacklab.host.checks import (
     NODE_MEMORY,
     Finding,
@@ -130,7 +130,7 @@ def test_an_emulated_machine_is_waited_for_longer(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     for name, emulated in (("QEMU TCG CPU version 2.5+", True), ("QEMU Virtual CPU version 2.5+", False)):
         cpuinfo.write_text(f"processor\t: 0\nmodel name\t: {name}\nflags\t: fpu\n")
-        assert emulation.is_emulated(cpuinfo) is emulated
+        assert kvm.is_emulated(cpuinfo) is emulated
 
 
 def test_this_machine_can_be_looked_at_in_no_time(tmp_path: Path) -> None:
@@ -156,7 +156,6 @@ def with_kvm(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
     """A machine whose KVM was proved to work, or not to."""
     monkeypatch.setattr(kvm, "known", lambda _cache: kvm.Proof(request.param, "tried"))
     monkeypatch.setattr(kvm, "is_nested", lambda: True)
-    monkeypatch.setattr(kinds, "is_emulated", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -172,29 +171,6 @@ def test_the_kinds_of_nodes_are_told_with_their_speed(taken: str, words: str, tm
     assert kinds.best(tmp_path) == taken
 
 
-@pytest.mark.parametrize("with_kvm", [True], indirect=True)
-@pytest.mark.usefixtures("with_kvm")
-def test_a_machine_that_is_emulated_takes_containers_even_with_kvm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kinds, "is_emulated", lambda: True)
-    assert kinds.best(tmp_path) == "lxc"
-
-
-@pytest.mark.parametrize(
-    ("with_kvm", "nested", "inside"),
-    [(False, False, True), (True, False, False), (True, True, True)],
-    indirect=["with_kvm"],
-)
-@pytest.mark.usefixtures("with_kvm")
-def test_instances_of_virtual_machines_have_kvm_where_the_processor_has_it(
-    nested: bool, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kvm, "is_nested", lambda: nested)
-    settings = LabSettings(profile="p", release="r", topology="t", node_kind="vm")
-    assert host_facts(Home(tmp_path / "state", tmp_path / "cache"), settings).kvm is inside
-
-
 def test_a_kind_that_this_machine_cannot_run_names_what_is_missing(tmp_path: Path) -> None:
     facts = replace(FIT, features=FIT.features - {"fuse", "overlay"})
     lxc, vm = kind_findings(judge(facts, NEEDS), tmp_path)
@@ -203,7 +179,7 @@ def test_a_kind_that_this_machine_cannot_run_names_what_is_missing(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("with_kvm", "patience"), [(True, 1.0), (False, emulation.EMULATED)], indirect=["with_kvm"]
+    ("with_kvm", "patience"), [(True, 1.0), (False, kinds.EMULATED)], indirect=["with_kvm"]
 )
 @pytest.mark.usefixtures("with_kvm")
 def test_only_an_emulated_node_is_waited_for_longer(patience: float, tmp_path: Path) -> None:

@@ -8,6 +8,12 @@ from stacklab.host import kvm
 from stacklab.host.kvm import Proof, boot
 
 
+@pytest.fixture(autouse=True)
+def processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that is not emulated, whatever these tests run on."""
+    monkeypatch.setattr(kvm, "is_emulated", lambda: False)
+
+
 def program(folder: Path, script: str) -> str:
     """A stand-in for QEMU: the real one would need a kernel and a machine whose KVM is known."""
     file = folder / "qemu"
@@ -67,3 +73,12 @@ def test_a_damaged_record_is_no_verdict(tmp_path: Path) -> None:
     device.touch()
     (tmp_path / "kvm.json").write_text("{")
     assert kvm.known(tmp_path, device) is None
+
+
+def test_an_emulated_processor_needs_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    monkeypatch.setattr(kvm, "DEVICE", device)
+    monkeypatch.setattr(kvm, "is_emulated", lambda: True)
+    assert not kvm.prove(tmp_path, Path("vmlinuz"), again=True).works
+    assert not (tmp_path / "kvm.json").exists()
