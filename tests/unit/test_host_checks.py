@@ -156,6 +156,7 @@ def with_kvm(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
     """A machine whose KVM was proved to work, or not to."""
     monkeypatch.setattr(kvm, "known", lambda _cache: kvm.Proof(request.param, "tried"))
     monkeypatch.setattr(kvm, "is_nested", lambda: True)
+    monkeypatch.setattr(kvm, "is_emulated", lambda: False)
 
 
 @pytest.mark.parametrize(
