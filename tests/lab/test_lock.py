@@ -4,6 +4,7 @@ The default run costs seconds on top of the layer 1 that all lab tests share.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def test_versions_that_are_gone_are_all_told_before_anything_is_built(
     assert refused.returncode == 3
     words = " ".join(refused.stderr.split())
     assert "2 of the locked packages are gone from the mirror" in words
-    assert f"nova-api 1:2.3-4 (there is: {there})" in words
-    assert "keystone 5:6.7-8" in words
+    told = dict(re.findall(r"(\S+ \S+) \(there is: ([^)]*)\)", words))
+    # a mirror keeps several versions after an update
+    assert there in told["nova-api 1:2.3-4"].split(", ")
+    assert "keystone 5:6.7-8" in told
     assert program.try_("status", "--lab", "lock-gone").returncode == 2
 
 
