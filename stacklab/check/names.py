@@ -4,9 +4,7 @@ Where there is Neutron, a port and a floating IP get names of their own. All of 
 administrator's project, but for the zone of reverse names, which Neutron makes once and keeps.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import dns.exception
@@ -14,47 +12,29 @@ import dns.message
 import dns.query
 import dns.rcode
 import dns.reversename
-from openstack.connection import Connection
 
 from stacklab.check.cloud import Cloud
-from stacklab.check.removal import OURS
+from stacklab.check.removal import TOP
 from stacklab.check.result import Checking, Unmet
-from stacklab.check.trial import UNDER_WAY, TrialStep, connect, new_name, play
+from stacklab.check.trial import PROVIDER, Trial, TrialStep, play
 from stacklab.model.service import Service
 
-TOP = "test."  # reserved: RFC 2606
 ACTIVE_SECONDS = 60.0
 ANSWER_SECONDS = 30.0
-DELETE_SECONDS = 90.0
 ADDRESS = "192.0.2.1"  # for documentation: RFC 5737
-EXTERNAL = "provider"
 
 
 def check_names(cloud: Cloud, service: Service, name: str) -> Checking:
     """Play the scenario: each name is asked for at the name server itself."""
-    trial = _Trial(cloud)
+    trial = _Names(cloud)
     yield from play(trial, trial.steps(), service, name)
 
 
-@dataclass
-class _Trial:
-    """One play of the scenario, with what it has made so far."""
-
-    cloud: Cloud
-    name: str = field(default_factory=new_name)
-    connection: Connection | None = None
-
+class _Names(Trial):
     @property
     def zone(self) -> str:
         """The zone that everything is named in."""
         return f"{self.name}.{TOP}"
-
-    @property
-    def api(self) -> Connection:
-        """A client of the cloud's APIs."""
-        if self.connection is None:
-            self.connection = connect(self.cloud)
-        return self.connection
 
     def steps(self) -> list[TrialStep]:
         """What is asked, in order."""
@@ -72,7 +52,7 @@ class _Trial:
 
     def create_zone(self) -> None:
         """A zone gets ACTIVE: it went from Designate's database to BIND."""
-        _remove_leftovers(self.api)
+        self.clear()
         zone = self.api.dns.create_zone(name=self.zone, email=f"hostmaster@{self.name}.test", ttl=60)
         self._wait_active(lambda: self.api.dns.get_zone(zone.id), f"the zone {self.zone}")
 
@@ -111,7 +91,7 @@ class _Trial:
 
     def name_floating_ip(self) -> None:
         """Neutron publishes a floating IP with the name that it was given."""
-        network = self.api.network.find_network(EXTERNAL, ignore_missing=False)
+        network = self.api.network.find_network(PROVIDER, ignore_missing=False)
         floating = self.api.network.create_ip(
             floating_network_id=network.id, dns_name="floating", dns_domain=self.zone, description=self.name
         )
@@ -119,17 +99,9 @@ class _Trial:
 
     def remove(self) -> None:
         """Remove what was made, and see that the name server does not know it any more."""
-        try:
-            if self.connection is not None:
-                _remove(self.connection, self.name)
-                if (said := _answer(self.cloud, f"www.{self.zone}", "A")) != "REFUSED":
-                    raise Unmet(
-                        f"the zone is gone, but asked for www.{self.zone} the name server says {said}"
-                    )
-        finally:
-            UNDER_WAY.discard(self.name)
-            if self.connection is not None:
-                self.connection.close()
+        super().remove()
+        if (said := _answer(self.cloud, f"www.{self.zone}", "A")) != "REFUSED":
+            raise Unmet(f"the zone is gone, but asked for www.{self.zone} the name server says {said}")
 
     def _wait_active(self, look: Callable[[], Any], what: str) -> None:
         status = ""
@@ -166,43 +138,3 @@ def _answer(cloud: Cloud, name: str, kind: str) -> str:
         return f"nothing ({type(error).__name__}: {error})"
     values = sorted(str(value) for rrset in answer.answer for value in rrset)
     return ", ".join(values) or dns.rcode.to_text(answer.rcode())
-
-
-def _remove_leftovers(api: Connection) -> None:
-    """Remove what earlier runs that were killed have left."""
-    named = {
-        *(zone.name.removesuffix(f".{TOP}") for zone in api.dns.zones()),
-        *(network.name for network in api.network.networks(project_id=api.current_project_id)),
-    }
-    for name in sorted({each for each in named if OURS.fullmatch(each)} - UNDER_WAY):
-        _remove(api, name)
-
-
-def _remove(api: Connection, name: str) -> None:
-    """Remove all that a play of that name has made; return when it is gone.
-
-    Raises Unmet with what remains. What has a name goes before the zone, so that Neutron finds its records.
-    """
-    for floating in api.network.ips(description=name):
-        api.network.delete_ip(floating)
-    for network in api.network.networks(name=name):
-        for port in api.network.ports(network_id=network.id, name=name):
-            api.network.delete_port(port)
-        api.network.delete_network(network)
-    for zone in _zones(api, name):
-        api.dns.delete_zone(zone)
-    deadline = time.monotonic() + DELETE_SECONDS
-    while remains := list(_remains(api, name)):
-        if time.monotonic() > deadline:
-            raise Unmet(f"after {DELETE_SECONDS:.0f} s there still is: {', '.join(remains)}")
-        time.sleep(0.5)
-
-
-def _zones(api: Connection, name: str) -> list[Any]:
-    return list(api.dns.zones(name=f"{name}.{TOP}"))
-
-
-def _remains(api: Connection, name: str) -> Iterator[str]:
-    yield from (f"zone {zone.name} ({zone.status})" for zone in _zones(api, name))
-    yield from (f"network {network.id}" for network in api.network.networks(name=name))
-    yield from (f"floating IP {each.floating_ip_address}" for each in api.network.ips(description=name))

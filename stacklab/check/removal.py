@@ -6,7 +6,7 @@ Names are `stacklab-check-` and eight hex digits, so that nothing of a user is e
 import contextlib
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,21 +19,68 @@ from stacklab.check.result import Unmet
 
 PREFIX = "stacklab-check-"
 OURS = re.compile(re.escape(PREFIX) + r"[0-9a-f]{8}")
+TOP = "test."
+"""The domain above the zones that scenarios make; reserved: RFC 2606."""
+
 DELETE_SECONDS = 90.0
+AGAIN_SECONDS = 20.0  # what was to be removed, and is still there, is told so again
+REFUSALS = (exceptions.ConflictException, exceptions.BadRequestException)  # it is in use by another thing
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of things that scenarios make in a project.
+
+    word: for people. service: the type of the service that keeps them; client: what openstacksdk calls that,
+    and noun: them. owner: the query for those of one project, where others' are listed, too. label: what
+    holds their name; below: what stands behind it there.
+    """
+
+    word: str
+    service: str
+    client: str
+    noun: str
+    owner: str = ""
+    label: str = "name"
+    below: str = ""
+
+    def all(self, api: Connection) -> Iterable[Any]:
+        """Those of the project."""
+        query = {self.owner: api.current_project_id} if self.owner else {}
+        things: Iterable[Any] = getattr(getattr(api, self.client), f"{self.noun}s")(**query)
+        return things
+
+    def name(self, thing: Any) -> str:
+        """What a scenario called it, if it was one that made it."""
+        return str(getattr(thing, self.label) or "").removesuffix(self.below)
+
+    def delete(self, api: Connection, thing: Any) -> None:
+        """Ask for its end. Raises openstacksdk's errors, but none when it is gone."""
+        getattr(getattr(api, self.client), f"delete_{self.noun}")(thing.id, ignore_missing=True)
+
+
+_INSTANCE = _Kind("instance", "compute", "compute", "server")
+# It goes last, so that Neutron finds its records; and not during a change, which makes it anew in BIND.
+_ZONE = _Kind("zone", "dns", "dns", "zone", below=f".{TOP}")
+_KINDS = (
+    _INSTANCE,
+    _Kind("key pair", "compute", "compute", "keypair"),
+    _Kind("image", "image", "image", "image", owner="owner"),
+    _Kind("floating IP", "network", "network", "ip", owner="project_id", label="description"),
+    _Kind("port", "network", "network", "port", owner="project_id"),
+    _Kind("network", "network", "network", "network", owner="project_id"),
+    _Kind("volume", VOLUMES, "block_storage", "volume"),
+    _Kind("snapshot", VOLUMES, "block_storage", "snapshot"),
+    _Kind("backup", VOLUMES, "block_storage", "backup"),
+    _ZONE,
+)
+"""In the order in which they can go."""
 
 
 def remove_leftovers(cloud: Cloud, api: Connection, under_way: Collection[str]) -> None:
     """Remove what earlier runs that were killed have left. under_way: names of what runs now."""
-    project = api.current_project_id
-    named = [
-        *(server.name for server in api.compute.servers()),
-        *(key.name for key in api.compute.keypairs()),
-        *(image.name for image in api.image.images(owner=project)),
-        *(floating.description for floating in api.network.ips(project_id=project)),
-        *(network.name for network in api.network.networks(project_id=project)),
-        *(thing.name for kind in _storage(cloud, api) for thing in kind.list()),
-    ]
-    for name in sorted({name for name in named if name and OURS.fullmatch(name)} - set(under_way)):
+    named = {kind.name(thing) for kind in _kinds(cloud) for thing in kind.all(api)}
+    for name in sorted({name for name in named if OURS.fullmatch(name)} - set(under_way)):
         remove(cloud, api, name)
 
 
@@ -42,68 +89,39 @@ def remove(cloud: Cloud, api: Connection, name: str) -> None:
 
     Raises Unmet with what remains. It does not heed `stopping`: what was made has to go also after Ctrl-C.
     """
-    servers = [server for server in api.compute.servers(name=f"^{name}$") if server.name == name]
-    for server in servers:
-        api.compute.delete_server(server, ignore_missing=True)
-    for floating in api.network.ips(description=name):
-        api.network.delete_ip(floating, ignore_missing=True)
-    api.compute.delete_keypair(name, ignore_missing=True)
-    for image in api.image.images(name=name, owner=api.current_project_id):
-        api.image.delete_image(image.id, ignore_missing=True)
-    deadline = time.monotonic() + DELETE_SECONDS * cloud.lab.patience
-    while remains := list(_remains(cloud, api, name, [server.id for server in servers])):
-        for network in api.network.networks(name=name):
-            with contextlib.suppress(exceptions.ConflictException):  # an instance is still on it
-                api.network.delete_network(network, ignore_missing=True)
-        for kind in _storage(cloud, api):
-            for thing in kind.list(name=name):
-                with contextlib.suppress(
-                    exceptions.ConflictException, exceptions.BadRequestException
-                ):  # in use
-                    kind.delete(thing.id)
+    kinds = _kinds(cloud)
+    instances: set[str] = set()
+    told: dict[str, float] = {}
+    seconds = DELETE_SECONDS * cloud.lab.patience
+    deadline = time.monotonic() + seconds
+    while True:
+        found = [(kind, thing) for kind in kinds for thing in kind.all(api) if kind.name(thing) == name]
+        instances |= {thing.id for kind, thing in found if kind is _INSTANCE}
+        for kind, thing in found:
+            if kind is _ZONE and (found[0][0] is not _ZONE or thing.status == "PENDING"):
+                continue
+            if time.monotonic() - told.get(thing.id, -AGAIN_SECONDS) >= AGAIN_SECONDS:
+                with contextlib.suppress(*REFUSALS):
+                    kind.delete(api, thing)
+                    told[thing.id] = time.monotonic()
+        remains = [f"{kind.word} {thing.id} ({getattr(thing, 'status', 'there')})" for kind, thing in found]
+        remains += _traces(api, instances)
+        if not remains:
+            return
         if time.monotonic() > deadline:
-            raise Unmet(f"after {DELETE_SECONDS:.0f} s there still is: {', '.join(remains)}")
+            raise Unmet(f"after {seconds:.0f} s there still is: {', '.join(remains)}")
         time.sleep(0.5)
 
 
-def _remains(cloud: Cloud, api: Connection, name: str, servers: list[str]) -> Iterator[str]:
-    """What is still there of the things of that name, and of the instances with these ids."""
-    for server in api.compute.servers(name=f"^{name}$"):
-        yield f"instance {server.id} ({server.status}, task {server.task_state})"
-    for uuid in servers:
+def _traces(api: Connection, instances: Iterable[str]) -> Iterator[str]:
+    """What other services still keep of instances."""
+    for uuid in instances:
         for port in api.network.ports(device_id=uuid):
             yield f"port {port.id}"
         if api.placement.get(f"/allocations/{uuid}").json().get("allocations"):
             yield f"allocation of {uuid}"
-    for network in api.network.networks(name=name):
-        yield f"network {network.id}"
-    for floating in api.network.ips(description=name):
-        yield f"floating IP {floating.floating_ip_address}"
-    if api.compute.find_keypair(name, ignore_missing=True):
-        yield f"key pair {name}"
-    for image in api.image.images(name=name):
-        yield f"image {image.id}"
-    for kind in _storage(cloud, api):
-        for thing in kind.list(name=name):
-            yield f"{kind.word} {thing.id} ({thing.status})"
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of things that Cinder keeps."""
-
-    word: str
-    list: Callable[..., Iterable[Any]]
-    delete: Callable[[str], object]
-
-
-def _storage(cloud: Cloud, api: Connection) -> list[_Kind]:
-    """What Cinder keeps, in the order in which it can be deleted; nothing where there is no Cinder."""
-    if VOLUMES not in cloud.api.token.catalog:
-        return []
-    storage = api.block_storage
-    return [
-        _Kind("volume", storage.volumes, storage.delete_volume),
-        _Kind("snapshot", storage.snapshots, storage.delete_snapshot),
-        _Kind("backup", storage.backups, storage.delete_backup),
-    ]
+def _kinds(cloud: Cloud) -> list[_Kind]:
+    """What the services of the cloud keep."""
+    return [kind for kind in _KINDS if kind.service in cloud.api.token.catalog]

@@ -120,11 +120,15 @@ class Trial:
             self.connection = connect(self.cloud)
         return self.connection
 
+    def clear(self) -> None:
+        """Nothing remains of earlier runs that were killed."""
+        remove_leftovers(self.cloud, self.api, UNDER_WAY)
+
     def find_room(self) -> None:
         """Ask Placement what Nova's scheduler will ask it. Before that, make room of what an earlier run
         left.
         """
-        remove_leftovers(self.cloud, self.api, UNDER_WAY)
+        self.clear()
         flavor = self.api.compute.find_flavor(self.flavor, ignore_missing=False)
         amounts = {"VCPU": flavor.vcpus, "MEMORY_MB": flavor.ram, "DISK_GB": flavor.disk}
         for key, value in (flavor.extra_specs or {}).items():

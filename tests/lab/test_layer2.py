@@ -213,3 +213,13 @@ def test_each_service_comes_up_on_layer_1_by_itself(program: Program, layer1: Te
         assert lab.status()["layer"] == 1
     finally:
         lab.run("destroy", "--yes")
+
+
+@pytest.mark.parametrize("names", ["cinder", "cinder-backup", "designate"])
+def test_what_only_uses_nova_comes_up_without_it(program: Program, names: str) -> None:
+    lab = TestLab(program, "no-nova")
+    try:
+        lab.up("--without", "nova,neutron,placement", "--with", names)
+        assert "compute" not in types(lab)
+    finally:
+        lab.run("destroy", "--yes")

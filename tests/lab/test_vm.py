@@ -1,6 +1,6 @@
-"""Layer 1 on virtual machines, by the program: up, verify, thaw, down, clone, memory, destroy.
+"""Virtual machines, by the program: layer 1, verify, thaw, down, clone, memory, layer 2, destroy.
 
-Emulated it takes two hours on two cores, so it is not part of the default run; test_contract.py is.
+Emulated it takes hours on two cores, so it is not part of the default run; test_contract.py is.
 The tests run in the order of the file.
 """
 
@@ -72,6 +72,14 @@ def test_a_clone_is_another_cloud(lab: TestLab) -> None:
         assert "mine" not in {each["Name"] for each in lab.openstack("network", "list")}
     finally:
         copy.run("destroy", "--yes")
+
+
+def test_layer_2_lies_on_lvm(lab: TestLab) -> None:
+    """The checks at its end write to volumes of both types, in Ceph and on LVM, and read them."""
+    lab.run("up", "--layer", "2", "--with", "cinder-on-lvm,cinder-backup", timeout=10000.0)
+    kinds = {kind["Name"] for kind in lab.openstack("volume", "type", "list")}
+    assert {"ceph", "lvm"} <= kinds
+    assert "cinder-volumes" in run(lab, "ssh", "controller", "--", "vgs --noheadings -o vg_name")
 
 
 def test_nothing_is_left_of_it(lab: TestLab, before: Machine) -> None:
