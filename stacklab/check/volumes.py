@@ -148,7 +148,8 @@ class _WithVolumes(Trial):
         word = secrets.token_hex(16)
         with self.console_in_failure():
             disk = self._disk(which)
-            place = f"of={disk} bs={SECTOR} seek={len(written)} conv=notrunc,fsync"
+            # The rest of the sector too, which is noise in an encrypted volume.
+            place = f"of={disk} bs={SECTOR} seek={len(written)} conv=notrunc,sync,fsync"
             said = self.run_inside(f"printf %s {word} | dd {place} 2>&1; echo 3 >/proc/sys/vm/drop_caches")
             written.append(word)
             if self._read(which, len(written)) != written:

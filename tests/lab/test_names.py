@@ -72,7 +72,4 @@ def test_without_it_neutron_is_healthy_and_knows_nothing_of_it(lab: TestLab) -> 
     assert "designate" not in on_node(
         lab, "cat /etc/neutron/neutron.conf /etc/neutron/plugins/ml2/ml2_conf.ini"
     )
-    assert "dns-integration" not in {
-        each["Alias"] for each in lab.openstack("extension", "list", "--network")
-    }
     lab.run("verify")

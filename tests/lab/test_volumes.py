@@ -40,16 +40,21 @@ def lab(program: Program, layer1: TestLab) -> Iterator[TestLab]:
     lab.try_("destroy", "--yes")
 
 
-@pytest.fixture(scope="module")
-def volume(lab: TestLab) -> str:
-    """The id of a volume with the guest in it."""
-    made = lab.openstack("volume", "create", "--image", "guest", "--size", "1", "kept")["id"]
+def make(lab: TestLab, *arguments: str) -> str:
+    """The id of a new volume of 1 GiB, once it is available."""
+    made = lab.openstack("volume", "create", "--size", "1", *arguments)["id"]
     deadline = time.monotonic() + 120
     while (status := lab.openstack("volume", "show", made)["status"]) != "available":
         assert status in ("creating", "downloading")
         assert time.monotonic() < deadline
         time.sleep(1)
     return str(made)
+
+
+@pytest.fixture(scope="module")
+def volume(lab: TestLab) -> str:
+    """The id of a volume with the guest in it."""
+    return make(lab, "--image", "guest", "kept")
 
 
 def test_data_moved_from_one_instance_to_another(lab: TestLab, tmp_path: Path) -> None:
@@ -73,9 +78,9 @@ def test_a_volume_lives_through_a_checkpoint_and_is_in_clones(
     lab: TestLab, program: Program, volume: str
 ) -> None:
     before = content(lab, volume)
-    lab.run("checkpoint", "save", "with-volume")
+    program.run("checkpoint", "save", "with-volume", "--lab", lab.name)
     lab.exec("openstack", "volume", "delete", volume)
-    lab.run("checkpoint", "restore", "with-volume")
+    program.run("checkpoint", "restore", "with-volume", "--lab", lab.name)
     assert content(lab, volume) == before
     assert all(size < OSD_MIB for size in allocated(program.state / "labs" / lab.name))
     clone = TestLab(program, "volumes-clone")
@@ -90,6 +95,10 @@ def test_a_volume_lives_through_a_checkpoint_and_is_in_clones(
 def test_services_about_volumes_come_and_go(lab: TestLab, volume: str) -> None:
     lab.run("up", "--with", "cinder-backup,encrypted-volumes")
     assert "encrypted" in {kind["Name"] for kind in lab.openstack("volume", "type", "list")}
+    sealed = make(lab, "--type", "encrypted", "sealed")
+    begin = f"rbd --id cinder export --no-progress volumes/volume-{sealed} - | head -c 4"
+    assert on_node(lab, begin) == "LUKS"
+    lab.exec("openstack", "volume", "delete", sealed)
     before = content(lab, volume)
     lab.run("up", "--without", "cinder-backup,encrypted-volumes")
     assert content(lab, volume) == before
