@@ -70,7 +70,7 @@ def run_floor(lab: Lab, inputs: Path) -> dict[str, float]:
         put = lab.ssh_command(node.name, [f"mkdir -p /floor && cat > /floor/{name}"])
         subprocess.run(put, input=(inputs / name).read_bytes(), check=True)
     unpack = "base64 -d /floor/tree.tar.gz.b64 > /floor/tree.tar.gz; systemd-tmpfiles --create"
-    done = lab.run_on(node.name, [f"{unpack}; bash /floor/node.sh"])
+    done = lab.run_on(node.name, [f"{unpack}; timeout 900 bash /floor/node.sh"])
     if done.returncode != 0:
         sys.exit(f"the floor failed\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return {"packages": installed - begin, "steps": time.monotonic() - installed}

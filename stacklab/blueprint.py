@@ -233,18 +233,23 @@ def _shared_ports(blueprint: Blueprint) -> Iterator[Problem]:
 
 
 def _added(standing: LabSettings, request: UpRequest, target: int) -> dict[str, int]:
-    """What was added to the lab, and is now: each stays in its layer, whose image stays valid by that."""
-    known = {**dict.fromkeys(request.with_services, target), **standing.with_services}
-    return {name: layer for name, layer in known.items() if name not in request.without_services}
+    """What was added to the lab, and is now: each stays in its layer, whose image stays valid by that.
+
+    What is asked for is in reach: a lab that stepped down may have had it in a layer above. What is asked for
+    and left out at once stays in both, for the graph to refuse it.
+    """
+    asked = {name: min(standing.with_services.get(name, target), target) for name in request.with_services}
+    known = {**standing.with_services, **asked}
+    gone = set(request.without_services).difference(request.with_services)
+    return {name: layer for name, layer in known.items() if name not in gone}
 
 
 def _left_out(standing: LabSettings, request: UpRequest, catalog: Catalog) -> tuple[str, ...]:
     """What is to be in no layer of the lab; nothing needs to be said of what has gone from the catalog."""
     names = (*standing.without_services, *request.without_services)
     gone = set(standing.with_services).difference(catalog.services)
-    return tuple(
-        dict.fromkeys(name for name in names if name not in request.with_services and name not in gone)
-    )
+    back = set(request.with_services).difference(request.without_services)
+    return tuple(dict.fromkeys(name for name in names if name not in back | gone))
 
 
 def _remembered(standing: LabSettings | None) -> tuple[Path, ...]:

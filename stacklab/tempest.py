@@ -19,6 +19,7 @@ from stacklab.check.result import Unmet
 from stacklab.errors import ModelError, StepFailed
 from stacklab.lab.lab import Lab
 from stacklab.model.service import Service
+from stacklab.restore import images_at_hand, store_of
 
 FILE = "tempest.conf.j2"
 HEAD = "# Tempest's configuration for the lab '{lab}', with the password of its administrator in it.\n\n"
@@ -69,7 +70,8 @@ def tempest_conf(lab: Lab, workspace: Path) -> str:
     """
     blueprint = resolve(lab, UpRequest(lab=lab.name))
     cloud = Cloud.of(lab, blueprint, blueprint.target)
-    words = {"cloud": CloudFacts(cloud.api), "workspace": str(workspace)}
+    images = images_at_hand(store_of(lab.home), blueprint)
+    words = {"cloud": CloudFacts(cloud.api), "workspace": str(workspace), "images": images}
     with lab.namespace.network():
         try:
             text = merged(cloud.services, lambda file: cloud.renderer.file(file, words))

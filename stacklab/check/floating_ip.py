@@ -42,6 +42,7 @@ class _Tenant(Trial):
         self.address = floating.floating_ip_address
 
     def reach_out(self) -> None:
-        """What lies behind the router answers a ping from inside: the lab's own address on that network."""
+        """What lies behind the router answers a ping from inside: the gateway of that network."""
         with self.console_in_failure():
-            self.ping(PROVIDER_NETWORK.gateway)
+            own = self.cloud.blueprint.settings.provider
+            self.ping(own.gateway if own else PROVIDER_NETWORK.gateway)

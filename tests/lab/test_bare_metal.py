@@ -11,6 +11,7 @@ import pytest
 from tests.lab.program import Program, TestLab, wait_for
 
 MACHINE = "controller-metal"
+LIBVIRT = "qemu:///system?socket=/run/virtual-bare-metal/libvirt-sock"
 CONSOLE = f"/var/log/libvirt/qemu/{MACHINE}-console.log"
 DEPLOY_SECONDS = 240.0
 BOOT_SECONDS = 300.0
@@ -43,7 +44,7 @@ class TestBareMetal:
         assert found["properties"]["cpu_arch"] == "x86_64"
         ports = lab.openstack("baremetal", "port", "list", "--node", MACHINE)
         assert [port["Address"] for port in ports] == ["52:54:00:6d:65:0b"]
-        assert "shut off" in on_node(lab, f"virsh --connect qemu:///system domstate {MACHINE}")
+        assert "shut off" in on_node(lab, f"virsh --connect {LIBVIRT} domstate {MACHINE}")
 
     def test_an_instance_boots_on_it(self, lab: TestLab) -> None:
         words = "server create --image guest-bare-metal --flavor bare-metal --network provider metal"
@@ -58,7 +59,7 @@ class TestBareMetal:
         lab.exec("openstack", "server", "delete", "--wait", "metal")
         wait_for("the machine", lambda: machine(lab)["provision_state"] == "available", DEPLOY_SECONDS)
         assert machine(lab)["power_state"] == "power off"
-        media = on_node(lab, f"virsh --connect qemu:///system domblklist {MACHINE}")
+        media = on_node(lab, f"virsh --connect {LIBVIRT} domblklist {MACHINE}")
         assert ".iso" not in media
 
     def test_without_ironic_nova_is_healthy(self, lab: TestLab) -> None:

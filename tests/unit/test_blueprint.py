@@ -6,7 +6,7 @@ import pytest
 
 from stacklab.blueprint import Blueprint, UpRequest, on_containers, resolve, resolve_climb
 from stacklab.cli.request import service_names
-from stacklab.errors import ModelError
+from stacklab.errors import ModelError, UsageError
 from stacklab.home import Home
 from stacklab.lab.lab import Lab, LabSettings
 from stacklab.model.catalog import Catalog
@@ -53,6 +53,20 @@ def test_a_service_that_was_left_out_comes_by_with_and_goes_by_without(lab: Lab)
     assert set(lab.settings.without_services) == {*PLANNED, "designate"}
     gone = up(lab, 2, without="barbican")
     assert "barbican" not in names(gone)[0] | names(gone)[1]
+
+
+def test_asked_for_and_left_out_at_once_is_refused_on_a_standing_lab_too(lab: Lab) -> None:
+    up(lab, 1, with_="swift")
+    with pytest.raises(UsageError, match="'swift' is asked for with --with and with --without"):
+        up(lab, with_="swift", without="swift")
+    with pytest.raises(UsageError, match="'barbican' is asked for with --with and with --without"):
+        up(lab, with_="barbican", without="barbican")
+
+
+def test_what_was_added_to_a_layer_above_can_be_added_below_after_a_step_down(lab: Lab) -> None:
+    settings = up(lab, 2, with_="cinder-backup").settings
+    lab.save(settings.model_copy(update={"layer": 1, "target": 1}))
+    assert "cinder-backup" in names(up(lab, with_="cinder-backup"))[0]
 
 
 def test_up_goes_on_to_the_layer_that_was_asked_for_last(lab: Lab) -> None:

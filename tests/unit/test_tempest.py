@@ -84,7 +84,11 @@ def test_what_the_shipped_services_say_can_be_rendered(tmp_path: Path) -> None:
     blueprint = resolve(Lab(home, "blue"), UpRequest(lab="blue", layer=top, without_services=planned))
     secrets = placeholder_secrets(tmp_path / "none", blueprint.services)
     renderer = Renderer("blue", blueprint, secrets, HostFacts(kvm=False, openvswitch=False))
-    words = {"cloud": CloudFacts(CLOUD), "workspace": "/work"}
+    words = {
+        "cloud": CloudFacts(CLOUD),
+        "workspace": "/work",
+        "images": {"guest.qcow2": Path("/guest.qcow2")},
+    }
     conf = parsed(merged(blueprint.services, lambda file: renderer.file(file, words)))
     assert conf["auth"]["admin_password"] == secrets["keystone"]["admin"]
     assert (conf["compute"]["image_ref"], conf["compute"]["flavor_ref_alt"]) == ("1a", "2b")
