@@ -204,3 +204,18 @@ def test_tunnels_between_containers_have_addresses_of_their_own() -> None:
     assert "ovn-encap-ip=10.20.0.13 " in switch(2, kernel=True)
     for without in (switch(2, kernel=True), switch(None, kernel=False)):
         assert "10.40.0." not in without
+
+
+@pytest.mark.parametrize(("computes", "gateways"), [(0, ["controller"]), (2, ["compute-1", "compute-2"])])
+def test_routers_have_a_gateway_on_nodes_with_a_switch(
+    tmp_path: Path, computes: int, gateways: list[str]
+) -> None:
+    several = resolve(
+        Lab(Home(tmp_path / "state", tmp_path / "cache"), "blue"),
+        UpRequest(lab="blue", layer=1, computes=computes or None),
+    )
+    secrets = placeholder_secrets(tmp_path / "none", several.services)
+    files = Renderer("blue", several, secrets, HOST).layer(1).files
+    switch = "/etc/systemd/system/ovs-vswitchd.service.d/stacklab.conf"
+    with_switch = [node.name for node in several.nodes if "compute" in node.roles]
+    assert [name for name in with_switch if b"as-gw" in files[name][switch].content] == gateways
