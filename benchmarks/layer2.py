@@ -21,6 +21,7 @@ from typing import Any
 from images import boot_bare, stacklab, state
 from layer1 import machine, node_script
 
+from stacklab import wheels
 from stacklab.home import Home
 from stacklab.images.packages import Downloads, Installation
 from stacklab.lab.lab import Lab
@@ -63,8 +64,12 @@ def run_floor(lab: Lab, inputs: Path) -> dict[str, float]:
     node = lab.controller
     begin = time.monotonic()
     names = (inputs / "packages").read_text().split()
-    installation = Installation(names, Downloads(home.cache / "packages"), inputs / "install.log", None)
-    lab.provider.install(node, installation)
+    downloads = Downloads(home.cache / "packages")
+    lab.provider.install(node, Installation(names, downloads, inputs / "install.log", None))
+    for wheel in {
+        wheel for service in GRAPH.services_of(2) for part in service.parts.values() for wheel in part.wheels
+    }:
+        wheels.put_on(lab, node, wheel, downloads)
     installed = time.monotonic()
     for name in ("tree.tar.gz.b64", "node.sh"):
         put = lab.ssh_command(node.name, [f"mkdir -p /floor && cat > /floor/{name}"])
