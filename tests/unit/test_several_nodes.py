@@ -188,34 +188,28 @@ def test_one_compute_node_has_no_neighbours_to_check(catalog: Path) -> None:
     assert list(check_neighbours(cloud, alone.services[1], "neighbours")) == []
 
 
-def test_tunnels_between_containers_have_addresses_of_their_own() -> None:
+def switches(computes: int | None, *, kernel: bool) -> dict[str, str]:
+    """How the switch of each node that has one is started, in a lab of layer 1."""
     home = Home(Path("/nonexistent/state"), Path("/nonexistent/cache"))
+    several = resolve(Lab(home, "blue"), UpRequest(lab="blue", computes=computes))
+    secrets = placeholder_secrets(Path("/nonexistent"), several.services)
+    layer = Renderer("blue", several, secrets, replace(HOST, openvswitch=kernel)).layer(1)
+    path = "/etc/systemd/system/ovs-vswitchd.service.d/stacklab.conf"
+    names = [node.name for node in several.nodes if "compute" in node.roles]
+    return {name: layer.files[name][path].content.decode() for name in names}
 
-    def switch(computes: int | None, *, kernel: bool) -> str:
-        several = resolve(Lab(home, "blue"), UpRequest(lab="blue", computes=computes))
-        secrets = placeholder_secrets(Path("/nonexistent"), several.services)
-        layer = Renderer("blue", several, secrets, replace(HOST, openvswitch=kernel)).layer(1)
-        path = "/etc/systemd/system/ovs-vswitchd.service.d/stacklab.conf"
-        return layer.files[several.nodes[-1].name][path].content.decode()
 
-    apart = switch(2, kernel=False)
+def test_tunnels_between_containers_have_addresses_of_their_own() -> None:
+    apart = switches(2, kernel=False)["compute-2"]
+    in_kernel = switches(2, kernel=True)["compute-2"]
     assert "ovn-encap-ip=10.40.0.13 " in apart
     assert "ip address replace 10.40.0.13/24 dev br-provider" in apart
-    assert "ovn-encap-ip=10.20.0.13 " in switch(2, kernel=True)
-    for without in (switch(2, kernel=True), switch(None, kernel=False)):
+    assert "ovn-encap-ip=10.20.0.13 " in in_kernel
+    for without in (in_kernel, switches(None, kernel=False)["controller"]):
         assert "10.40.0." not in without
 
 
-@pytest.mark.parametrize(("computes", "gateways"), [(0, ["controller"]), (2, ["compute-1", "compute-2"])])
-def test_routers_have_a_gateway_on_nodes_with_a_switch(
-    tmp_path: Path, computes: int, gateways: list[str]
-) -> None:
-    several = resolve(
-        Lab(Home(tmp_path / "state", tmp_path / "cache"), "blue"),
-        UpRequest(lab="blue", layer=1, computes=computes or None),
-    )
-    secrets = placeholder_secrets(tmp_path / "none", several.services)
-    files = Renderer("blue", several, secrets, HOST).layer(1).files
-    switch = "/etc/systemd/system/ovs-vswitchd.service.d/stacklab.conf"
-    with_switch = [node.name for node in several.nodes if "compute" in node.roles]
-    assert [name for name in with_switch if b"as-gw" in files[name][switch].content] == gateways
+@pytest.mark.parametrize(("computes", "gateways"), [(None, ["controller"]), (2, ["compute-1", "compute-2"])])
+def test_routers_have_a_gateway_on_nodes_with_a_switch(computes: int | None, gateways: list[str]) -> None:
+    started = switches(computes, kernel=False)
+    assert [name for name, text in started.items() if "enable-chassis-as-gw" in text] == gateways
