@@ -140,6 +140,17 @@ def resolve_climb(lab: Lab, request: UpRequest) -> Blueprint:
     return resolve(lab, request)
 
 
+def as_it_stands(lab: Lab) -> Blueprint:
+    """A lab as it stands, with the services that are up: not with those that `up` is still to bring up, after
+    a failure, or since the lab was put back on an image from before they were asked for.
+
+    Raises as `resolve` does.
+    """
+    whole = resolve(lab, UpRequest(lab=lab.name))
+    up = lab.settings.services
+    return replace(whole, cuts=tuple(tuple(each for each in cut if each.name in up) for cut in whole.cuts))
+
+
 def resolve(lab: Lab, request: UpRequest) -> Blueprint:
     """Resolve a request for a lab, new or standing; without a layer, for that on which it stands.
 

@@ -4,12 +4,12 @@ Each ends when its cloud answers.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.blueprint import Blueprint, UpRequest, as_it_stands, resolve
 from stacklab.check import look_after_start
 from stacklab.check.cloud import Cloud
 from stacklab.check.health import concerned_service
@@ -157,10 +157,9 @@ def await_cloud(lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS) ->
 
     Raises StepFailed, with what is still missing, after `seconds`; more where nodes are emulated.
     """
-    settings = lab.settings
-    if not settings.layer:
+    if not lab.settings.layer:
         return
-    blueprint = _limited(resolve(lab, UpRequest(lab=lab.name)), settings.services)
+    blueprint = as_it_stands(lab)
     cloud = Cloud.of(lab, blueprint, blueprint.target)
     with lab.journal.step("the cloud answers", lab.name):
         seconds *= lab.patience
@@ -180,12 +179,6 @@ def _where_to_look(lab: Lab, blueprint: Blueprint, missing: Sequence[str]) -> st
     concerned = concerned_service(blueprint.services, missing)
     verb = f"logs {concerned}" if concerned else "status"
     return f"stacklab {verb} --lab {lab.name}"
-
-
-def _limited(blueprint: Blueprint, services: Collection[str]) -> Blueprint:
-    """The blueprint with no other services: those that were asked for and are not up yet do not answer."""
-    cuts = tuple(tuple(each for each in cut if each.name in services) for cut in blueprint.cuts)
-    return replace(blueprint, cuts=cuts)
 
 
 def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:

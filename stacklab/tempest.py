@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from stacklab.blueprint import UpRequest, resolve
+from stacklab.blueprint import as_it_stands
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Unmet
 from stacklab.errors import ModelError, StepFailed
@@ -68,7 +68,7 @@ def tempest_conf(lab: Lab, workspace: Path) -> str:
     workspace: the folder for Tempest's locks and its log. Raises StepFailed when the lab is down or its cloud
     does not tell, ModelError with all that is wrong in the templates.
     """
-    blueprint = resolve(lab, UpRequest(lab=lab.name))
+    blueprint = as_it_stands(lab)
     cloud = Cloud.of(lab, blueprint, blueprint.target)
     images = images_at_hand(store_of(lab.home), blueprint)
     words = {"cloud": CloudFacts(cloud.api), "workspace": str(workspace), "images": images}

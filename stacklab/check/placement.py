@@ -17,11 +17,10 @@ Placement = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 
 def placement(lab: Lab, blueprint: Blueprint) -> Placement:
-    """Ask all nodes at once which units of the lab's services run; those of a node that is off are `off`."""
-    up = [service for service in blueprint.services if service.name in lab.settings.services]
+    """Ask all nodes at once which units of the services run; those of a node that is off are `off`."""
 
     def ask(node: Node) -> Mapping[str, Mapping[str, str]]:
-        units = units_on(up, node)
+        units = units_on(blueprint.services, node)
         if lab.provider.state(node) is not NodeState.RUNNING:
             return {service: dict.fromkeys(names, "off") for service, names in units.items()}
         every = [unit for names in units.values() for unit in names]
@@ -37,5 +36,5 @@ def placement(lab: Lab, blueprint: Blueprint) -> Placement:
         service.name: {
             node.name: said.get(service.name, {}) for node, said in answers.items() if parts_on(service, node)
         }
-        for service in up
+        for service in blueprint.services
     }

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from stacklab.blueprint import Blueprint, UpRequest, resolve
+from stacklab.blueprint import Blueprint, UpRequest, as_it_stands, resolve
 from stacklab.check.automatic import check_endpoint, check_units
 from stacklab.check.cloud import Cloud
 from stacklab.check.commands import check_command
@@ -44,11 +44,12 @@ def check_layer(lab: Lab, blueprint: Blueprint, layer: int) -> list[CheckResult]
 def verify(lab: Lab, listener: Listener, junit: Path | None = None) -> list[CheckResult]:
     """Run all checks of the layer that the lab stands on, and tell `listener` each event on the way.
 
-    A lab that stands on none yet, because a check failed in its first `up`, is checked as layer 1.
+    A lab that stands on none yet, because a check failed in its first `up`, is checked as layer 1. What was
+    asked for and is not up yet is for `up` to bring up and to check.
     junit: where to write the results as JUnit XML, whatever they are. Raises like `check_layer`, and
     UsageError for a lab whose first `up` has not come as far as its checks.
     """
-    blueprint = resolve(lab, UpRequest(lab=lab.name))
+    blueprint = as_it_stands(lab) if lab.settings.layer else resolve(lab, UpRequest(lab=lab.name))
     layer = blueprint.target
     if not lab.settings.layer and not _was_checked(lab, layer):
         raise UsageError(

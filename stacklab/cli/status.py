@@ -40,8 +40,9 @@ def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verb
         f"layer     {settings.layer or 'none yet'} of profile {settings.profile}, release {settings.release}"
     )
     typer.echo(f"services  {', '.join(settings.services) or 'none yet'}")
+    added = [name if name in settings.services else f"{name} (not up)" for name in settings.with_services]
     for word, values in (
-        ("with", settings.with_services),
+        ("with", added),
         ("without", settings.without_services),
         ("path", settings.path),
     ):
@@ -71,11 +72,11 @@ def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verb
 
 def _placement(lab: "Lab") -> "tuple[Placement, str]":
     """What runs where; or why that cannot be told: the files of the services may have gone or be broken."""
-    from stacklab.blueprint import UpRequest, resolve
+    from stacklab.blueprint import as_it_stands
     from stacklab.check.placement import placement
 
     try:
-        return placement(lab, resolve(lab, UpRequest(lab=lab.name))), ""
+        return placement(lab, as_it_stands(lab)), ""
     except StacklabError as error:
         return {}, error.message
 

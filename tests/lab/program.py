@@ -16,6 +16,7 @@ import pytest
 
 from stacklab.lab.namespace import Namespace
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 Done = subprocess.CompletedProcess[str]
 LONG_ENOUGH = 1500.0  # seconds for the longest command, a cold `up` on two slow cores
 

@@ -24,7 +24,7 @@ from stacklab.images.digest import SEALED, damage
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_STARTED, Journal
 from tests.lab.kills import Watched, choose, kill_often, rehearse, run_and_kill_at
-from tests.lab.program import Done, Program, TestLab, wait_for
+from tests.lab.program import EXAMPLES, Done, Program, TestLab, wait_for
 
 SEED = 20251121
 KILLED = 6  # times, each kind of command
@@ -237,6 +237,15 @@ class TestDown:
     def test_down_when_nothing_happened_in_between(self, source: TestLab) -> None:
         source.run("down", "--to", "1")
         source.run("verify")
+
+    def test_what_was_added_to_the_layer_later_is_not_up_and_not_missed(self, source: TestLab) -> None:
+        source.up("--with", "hello", "--path", str(EXAMPLES))
+        source.run("down", "--to", "1")
+        assert "hello (not up)" in source.run("status")
+        source.run("verify")
+        source.up()
+        assert "hello" in source.status()["services"]
+        source.up("--without", "hello")
 
     def test_a_layer_that_the_lab_does_not_stand_on_is_refused(self, source: TestLab) -> None:
         refused = source.try_("down", "--to", "2")

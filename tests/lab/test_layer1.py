@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from tests.lab.machine import Machine, await_end, descendants, left_over_since, name_of, parent_of
-from tests.lab.program import LONG_ENOUGH, Program, TestLab, wait_for
+from tests.lab.program import EXAMPLES, LONG_ENOUGH, Program, TestLab, wait_for
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 IMAGE_SECONDS = 300.0  # for an emulated instance to boot and answer
 API_SECONDS = 240.0  # for the services of a node that was just switched on
 WELL_SECONDS = 900.0  # for its cloud: `verify` may take minutes to fail, and is to be tried again then

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from stacklab.model.catalog import Catalog
-from tests.lab.program import Program, TestLab
+from tests.lab.program import EXAMPLES, Program, TestLab
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 LAYER = Catalog.load().profile("openstack").layers[1]
 UP = ("up", "--layer", "2", *(["--without", ",".join(LAYER.planned)] if LAYER.planned else []))
 # What a climb has no reason to touch: nothing of layer 2 is wired to them.

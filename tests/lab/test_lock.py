@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.lab.program import Program, TestLab
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests.lab.program import EXAMPLES, Program, TestLab
 
 
 @pytest.fixture(scope="module")

@@ -322,10 +322,11 @@ def test_list_without_labs_says_how_to_make_one() -> None:
 
 
 def test_status_shows_what_was_asked_for_beside_the_profile(lab: Lab) -> None:
-    more = {"with_services": {"hello": 1}, "without_services": ("nova",), "path": ("/srv/mine",)}
+    more = {"with_services": {"hello": 1, "swift": 1}, "without_services": ("nova",), "path": ("/srv/mine",)}
+    more["services"] = ("keystone", "hello")
     lab.save(lab.settings.model_copy(update=more))
     shown = runner.invoke(app, ["status", "--lab", "blue"]).stdout
-    for line in ("with      hello", "without   nova", "path      /srv/mine"):
+    for line in ("with      hello, swift (not up)", "without   nova", "path      /srv/mine"):
         assert line in shown.splitlines()
 
 
