@@ -29,6 +29,7 @@ from stacklab.recipe import LAYER, changes, recipe
 from stacklab.render import Rendered, Renderer
 
 ANSWER_SECONDS = 300.0
+RUNNING_SECONDS = 60.0
 POLL_SECONDS = 0.2
 
 
@@ -51,7 +52,8 @@ def images_at_hand(store: Store, blueprint: Blueprint) -> dict[str, Path]:
 def start(lab: Lab, listener: Listener) -> None:
     """Start a lab that is off, and return when its cloud answers; what runs already is left alone.
 
-    Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s.
+    Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s; 60 s where
+    all nodes ran already.
     """
     store = store_of(lab.home)
     with lab.locked(), store.kept():
@@ -148,8 +150,10 @@ def made_of(lab: Lab, store: Store) -> str:
 def start_and_await(lab: Lab) -> None:
     """Start what does not run, and wait until the cloud answers, if the lab has one yet."""
     moment = datetime.now(UTC)
-    was_off = lab.start()
-    await_cloud(lab, moment if was_off else datetime.fromtimestamp(0, UTC))
+    if lab.start():
+        await_cloud(lab, moment)
+    else:
+        await_cloud(lab, datetime.fromtimestamp(0, UTC), seconds=RUNNING_SECONDS)
 
 
 def await_cloud(lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS) -> None:
@@ -175,10 +179,10 @@ def await_cloud(lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS) ->
 
 
 def _where_to_look(lab: Lab, blueprint: Blueprint, missing: Sequence[str]) -> str:
-    """The command that shows more of the first service that is named in what is missing."""
+    """The command that shows more of the first service that is named in what is missing, and the next one."""
     concerned = concerned_service(blueprint.services, missing)
     verb = f"logs {concerned}" if concerned else "status"
-    return f"stacklab {verb} --lab {lab.name}"
+    return f"stacklab {verb} --lab {lab.name}; stacklab up --lab {lab.name} starts again what has failed"
 
 
 def applied_keys(lab: Lab, store: Store) -> Mapping[str, str]:

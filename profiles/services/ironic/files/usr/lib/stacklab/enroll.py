@@ -8,12 +8,19 @@ somebody has put aside, stays as it is. They belong to the project of the admini
 
 import os
 import sys
+import time
 from typing import Any
 
 import openstack
 import requests
 
 WAIT = 120  # seconds for each change of state
+MOVING = ("verifying", "inspecting", "cleaning")
+ACTIONS = {
+    "enroll": ("manage", "inspect", "provide"),
+    "manageable": ("inspect", "provide"),
+    "inspect failed": ("inspect", "provide"),
+}
 
 
 def enrol(cloud: Any, name: str, address: str) -> None:
@@ -30,9 +37,18 @@ def enrol(cloud: Any, name: str, address: str) -> None:
         node = cloud.baremetal.create_node(name=name, driver="redfish", driver_info=info)
     else:  # the password may be a new one; the API does not tell
         node = cloud.baremetal.update_node(node, driver_info=info)
-    actions = {"enroll": ["manage", "inspect", "provide"], "manageable": ["inspect", "provide"]}
-    for action in actions.get(node.provision_state, ()):
+    for action in ACTIONS.get(_settled(cloud, name), ()):
         node = cloud.baremetal.set_node_provision_state(node, action, wait=True, timeout=WAIT)
+
+
+def _settled(cloud: Any, name: str) -> str:
+    """The state of a machine, once it is none on the way to another: a run that was cut off leaves such."""
+    for _ in range(WAIT):
+        state = str(cloud.baremetal.find_node(name).provision_state)
+        if state not in MOVING:
+            return state
+        time.sleep(1.0)
+    raise SystemExit(f"the machine {name} is still '{state}' after {WAIT} s")
 
 
 def _system(url: str, password: str, name: str) -> str:
