@@ -4,9 +4,11 @@ Costs three quarters of an hour on two cores, after the layer 1 that all lab tes
 order of the file.
 """
 
+import base64
 import re
 import secrets
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +120,34 @@ class TestWhatItBrings:
         told = lab.openstack("secret", "get", "--payload", made["Secret href"])
         assert told["Payload"] == "open sesame"
         lab.exec("openstack", "secret", "delete", made["Secret href"])
+
+    def test_glance_takes_what_is_signed_and_refuses_what_is_forged(
+        self, lab: TestLab, tmp_path: Path
+    ) -> None:
+        key, certificate, data = tmp_path / "key", tmp_path / "certificate", tmp_path / "data"
+        words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=signer"]
+        subprocess.run(
+            [*words, "-keyout", str(key), "-out", str(certificate)], capture_output=True, check=True
+        )
+        stored = lab.openstack(
+            *("secret", "store", "--secret-type", "certificate", "--algorithm", "RSA"),
+            *("--payload-content-type", "application/octet-stream", "--payload-content-encoding", "base64"),
+            *("--payload", base64.b64encode(certificate.read_bytes()).decode()),
+        )["Secret href"]
+        identity = stored.rpartition("/")[2]
+        data.write_bytes(secrets.token_bytes(100_000))
+        image = ("image", "create", "--disk-format", "raw", "--container-format", "bare", "--file", str(data))
+        lab.openstack(*image, "--sign-key-path", str(key), "--sign-cert-id", identity, "signed")
+        shown = lab.openstack("image", "show", "signed")
+        assert shown["status"] == "active"
+        signature = {name: word for name, word in shown["properties"].items() if name.startswith("img_sig")}
+        assert signature["img_signature_certificate_uuid"] == identity
+        data.write_bytes(secrets.token_bytes(100_000))
+        properties = [word for pair in signature.items() for word in ("--property", "=".join(pair))]
+        refused = lab.try_exec("openstack", *image, *properties, "forged")
+        assert "ignature verification" in refused.stdout + refused.stderr
+        lab.exec("openstack", "image", "delete", "signed")
+        lab.exec("openstack", "secret", "delete", stored)
 
 
 class TestComingAndGoing:

@@ -4,8 +4,8 @@ It takes kernel and ramdisk of an instance from the properties of its image. Its
 virtual CD of an image in Glance with `kernel_id` and `ramdisk_id`, as Nova asks for it, but the validation
 before that wants both in the machine's `instance_info`, where Nova does not write them.
 
-It asks no machine for Secure Boot. They boot by BIOS; sushy-tools answers 501, and sushy asks again ten times,
-3 s apart, after any answer from 500 on.
+It asks no machine for Secure Boot. They boot by BIOS; sushy-tools answers 501, and sushy asks again ten
+times, 3 s apart, after any answer from 500 on.
 """
 
 import sys
