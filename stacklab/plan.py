@@ -8,6 +8,7 @@ from typing import Any
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve_climb
 from stacklab.home import Home
+from stacklab.host import kvm
 from stacklab.host.checks import host_facts
 from stacklab.images.base import base_inputs
 from stacklab.images.guest import Guest, guest_inputs
@@ -71,7 +72,8 @@ class PlannedLayer:
 class Plan:
     """All that `up` would do.
 
-    nodes: the nodes that would be made. start: what they start from, when all of them are new.
+    nodes: the nodes that would be made. start: what they start from, when all of them are new. seeded:
+    whether containers build the layers above that first, as nodes are emulated (docs/decisions/0024).
     """
 
     lab: str
@@ -80,6 +82,7 @@ class Plan:
     nodes: tuple[str, ...]
     layers: tuple[PlannedLayer, ...]
     start: PlannedStart | None = None
+    seeded: bool = False
 
 
 def make_plan(home: Home, request: UpRequest) -> Plan:
@@ -114,7 +117,15 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
     above = rendered[start.layer if start else 0 :]
     wanted = layers_to_apply(lab, above) if lab.exists else above
     layers = tuple(_planned_layer(lab, blueprint, each) for each in wanted)
-    return Plan(lab.name, blueprint.target, tuple(images), absent, layers, start)
+    seeded = start is not None and start.layer < blueprint.target and _is_emulated(home, blueprint)
+    return Plan(lab.name, blueprint.target, tuple(images), absent, layers, start, seeded)
+
+
+def _is_emulated(home: Home, blueprint: Blueprint) -> bool:
+    """Whether nodes are virtual machines of this machine and KVM is known not to work."""
+    proof = kvm.known(home.cache)
+    is_virtual = blueprint.settings.node_kind == "vm" and not blueprint.settings.connect
+    return is_virtual and proof is not None and not proof.works
 
 
 def layers_to_apply(lab: Lab, layers: Sequence[Rendered]) -> list[Rendered]:

@@ -9,6 +9,7 @@ from stacklab import recipe, restore
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.cli.plan import lines
 from stacklab.home import Home
+from stacklab.host import kvm
 from stacklab.images.store import Image
 from stacklab.lab.lab import Lab
 from stacklab.plan import Plan, PlannedStart, make_plan
@@ -93,6 +94,19 @@ def test_a_plan_makes_the_recipe_of_each_layer_once(lab: Lab, monkeypatch: pytes
     fresh = make_plan(lab.home, UpRequest(lab="green", layer=2, profile="two", path=path, node_kind="lxc"))
     assert fresh.start == PlannedStart()
     assert made == [2, 1]
+
+
+@pytest.mark.parametrize(("works", "seeded"), [(False, True), (True, False), (None, False)])
+def test_a_plan_tells_that_containers_build_what_is_emulated(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, works: bool | None, seeded: bool
+) -> None:
+    proof = None if works is None else kvm.Proof(works, "")
+    monkeypatch.setattr(kvm, "known", lambda *_: proof)
+    path = (lab.home.state.parent / "catalog",)
+    request = UpRequest(lab="green", layer=1, profile="two", path=path, node_kind="vm")
+    fresh = make_plan(lab.home, request)
+    assert fresh.seeded == seeded
+    assert any("built on containers" in line for line in lines(fresh, "")) == seeded
 
 
 def test_what_has_changed_since_an_image_was_made_is_shown_as_a_difference(
