@@ -74,8 +74,8 @@ def _without_instances(trial: "_WithVolumes", there: set[str]) -> list[TrialStep
         ("a volume is made", partial(trial.make, "data")),
         ("a snapshot of it is taken", partial(trial.take_snapshot, "data", [])),
         ("a volume of the snapshot is made", partial(trial.make_of_snapshot, "then")),
+        *_backed_up(trial, there),  # before it grows, as all of it is read
         ("the volume grows", partial(trial.extend, "data")),
-        *_backed_up(trial, there),
     ]
 
 
