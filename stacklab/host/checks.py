@@ -297,12 +297,16 @@ def host_facts(home: Home, settings: LabSettings) -> HostFacts:
     kind = settings.node_kind
     if kind == HOST:
         return HostFacts(kvm=bool(settings.hosts_kvm), openvswitch=settings.hosts_openvswitch)
-    virtual = kind == "vm"
-    inside = kvm.works(home.cache) and (not virtual or kvm.is_nested())
-    return HostFacts(
-        kvm=bool(settings.connect_kvm) and settings.connect_nested if settings.connect else inside,
+    if kind != "vm":
         # Containers take the userspace datapath everywhere: the kernel's may be gone after the next boot.
-        openvswitch=virtual,
+        return HostFacts(kvm.works(home.cache), openvswitch=False, patience=patience_of(settings, home.cache))
+    if settings.connect:
+        works, nested = settings.connect_kvm, settings.connect_nested
+    else:
+        works, nested = kvm.works(home.cache), kvm.is_nested()
+    return HostFacts(
+        kvm=nested if works else True,  # a processor that QEMU emulates has AMD's SVM: docs/decisions/0025
+        openvswitch=True,
         patience=patience_of(settings, home.cache),
     )
 

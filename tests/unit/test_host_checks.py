@@ -188,3 +188,27 @@ def test_only_an_emulated_node_is_waited_for_longer(patience: float, tmp_path: P
     virtual = LabSettings(profile="p", release="r", topology="t", node_kind="vm")
     assert host_facts(home, virtual).patience == patience
     assert host_facts(home, virtual.model_copy(update={"node_kind": "lxc"})).patience == 1.0
+
+
+@pytest.mark.parametrize(
+    ("with_kvm", "kind", "inside"),
+    [(True, "vm", False), (False, "vm", True), (True, "lxc", True), (False, "lxc", False)],
+    indirect=["with_kvm"],
+)
+@pytest.mark.usefixtures("with_kvm")
+def test_an_emulated_node_has_a_kvm_of_its_own(
+    kind: str, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "is_nested", lambda: False)
+    settings = LabSettings(profile="p", release="r", topology="t", node_kind=kind)
+    assert host_facts(Home(tmp_path / "state", tmp_path / "cache"), settings).kvm == inside
+
+
+def test_nodes_that_are_emulated_elsewhere_have_a_kvm_of_their_own(tmp_path: Path) -> None:
+    home = Home(tmp_path / "state", tmp_path / "cache")
+    there = LabSettings(
+        profile="p", release="r", topology="t", node_kind="vm", connect="qemu+ssh://there/system"
+    )
+    for works, nested, inside in ((True, True, True), (True, False, False), (False, False, True)):
+        proved = there.model_copy(update={"connect_kvm": works, "connect_nested": nested})
+        assert host_facts(home, proved).kvm == inside
