@@ -39,7 +39,7 @@ def known(cache: Path, device: Path = DEVICE) -> Proof | None:
     """The verdict without booting anything; None where it takes a kernel to tell."""
     if not device.exists():
         return Proof(False, f"there is no {device}")
-    if is_emulated():  # docs/decisions/0025-no-kvm-of-an-emulated-processor.md
+    if is_emulated():  # docs/decisions/0025-an-emulated-node-has-one-processor.md
         return Proof(False, "the processor is emulated, and what emulates its KVM fails at times")
     try:
         record = json.loads((cache / "kvm.json").read_text())
