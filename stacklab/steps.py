@@ -235,7 +235,8 @@ def _identity_step(scope: Scope, after: tuple[str, ...]) -> Step:
         for endpoint in service.identity.services:
             url = f"http://{scope.controller.address}:{endpoint.port}{endpoint.path}"
             services.append({"name": endpoint.name, "type": endpoint.type, "url": url})
-    return _register(scope, IDENTITY, after, {"users": users, "services": services})
+    roles = [role for service in scope.services for role in service.identity.roles]
+    return _register(scope, IDENTITY, after, {"users": users, "roles": roles, "services": services})
 
 
 def _resources_step(scope: Scope, service: Service, after: tuple[str, ...]) -> Step:

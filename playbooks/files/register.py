@@ -3,6 +3,7 @@
 
     {"auth": {"url", "user", "password", "project"}, "region",
      "users":    [{"name", "password", "roles": [..]}],      in the project `service`
+     "roles":    [name, ..],                                 beside those of users; they stay for ever
      "services": [{"name", "type", "url"}],                  with public, internal and admin endpoint
      "flavors":  [{"name", "ram" (MiB), "vcpus", "disk" (GiB), "properties": {..}}],
      "networks": [{"name", "shared", "external", "type", "physical",
@@ -185,7 +186,7 @@ class Registry:
         Raises RegisterError for the first thing that could not be done; others may have been.
         """
         for parts in (
-            ("users", "services"),
+            ("users", "roles", "services"),
             ("flavors", "networks", "images", "rules", "volume_types"),
             ("routers",),
         ):
@@ -215,10 +216,7 @@ class Registry:
             projects = [self.api.call("identity", "POST", "/projects", body)["project"]]
             self.created.append(f"project {PROJECT}")
         project = projects[0]["id"]
-        roles = {role["name"]: role["id"] for role in have_roles}
-        for name in sorted({role for user in wanted for role in user["roles"]} - roles.keys()):
-            roles[name] = self.api.call("identity", "POST", "/roles", {"role": {"name": name}})["role"]["id"]
-            self.created.append(f"role {name}")
+        roles = self._with_roles(have_roles, {role for user in wanted for role in user["roles"]})
         users = {user["name"]: user for user in have_users}
         assignments = self._all(
             "identity", "/role_assignments", "role_assignments", {"scope.project.id": project}
@@ -235,6 +233,18 @@ class Registry:
 
         at_once(register, wanted)
         at_once(lambda user: self._remove("users", user), _gone(have_users, wanted, "name"))
+
+    def roles(self, wanted: Sequence[str]) -> None:
+        """Roles that the administrator may give to users, and with them the right to what services guard."""
+        self._with_roles(self._all("identity", "/roles", "roles"), set(wanted))
+
+    def _with_roles(self, have: Sequence[Entry], wanted: set[str]) -> dict[str, str]:
+        """The ids of roles by their names, once those that are wanted are among them."""
+        roles = {role["name"]: str(role["id"]) for role in have}
+        for name in sorted(wanted - roles.keys()):
+            roles[name] = self.api.call("identity", "POST", "/roles", {"role": {"name": name}})["role"]["id"]
+            self.created.append(f"role {name}")
+        return roles
 
     def _remove(self, kind: str, thing: Entry) -> None:
         self.api.call("identity", "DELETE", f"/{kind}/{thing['id']}")

@@ -109,9 +109,10 @@ class Endpoint(Strict):
 
 
 class Identity(Strict):
-    """The service's own user, and the APIs that it registers."""
+    """The service's own user, the roles that it knows beside Keystone's own, and its APIs."""
 
     user: Name | None = None
+    roles: tuple[Word, ...] = ()
     services: tuple[Endpoint, ...] = ()
 
 

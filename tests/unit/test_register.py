@@ -166,6 +166,12 @@ class TestIdentity:
         assert {interface for _, interface, _ in endpoints} == {"public", "internal", "admin"}
         assert [region["id"] for region in cloud.things["regions"]] == [REGION]
 
+    def test_roles_of_services_are_made_once(self, cloud: FakeCloud) -> None:
+        wanted = identity(roles=["key-manager:service-admin"])
+        assert "role key-manager:service-admin" in run(cloud, wanted)[0]
+        assert cloud.names("roles") == ["admin", "key-manager:service-admin", "service"]
+        assert run(cloud, wanted) == ([], [])
+
     def test_a_second_run_changes_nothing(self, cloud: FakeCloud) -> None:
         run(cloud, identity())
         assert run(cloud, identity()) == ([], [])
