@@ -301,13 +301,13 @@ class UnitState:
     result: str = ""
     kind: str = ""
     restarts: int = 0
+    remains: bool = False
 
     @property
     def runs(self) -> bool:
-        """Active, or a one-shot unit that has done its work."""
-        return self.active == "active" or (
-            self.kind == "oneshot" and self.active == "inactive" and self.result == "success"
-        )
+        """Active, or a one-shot unit that has done its work and does not stay active after it."""
+        ends = self.kind == "oneshot" and not self.remains
+        return self.active == "active" or (ends and self.active == "inactive" and self.result == "success")
 
     def fault(self, restarts_before: int = 0) -> str:
         """Why the unit will not run without help; empty when nothing speaks against it."""
@@ -323,6 +323,11 @@ class UnitState:
         return ""
 
 
+PROPERTIES = (
+    "LoadState,UnitFileState,WantedBy,RequiredBy,ActiveState,SubState,Result,Type,NRestarts,RemainAfterExit"
+)
+
+
 class Systemd:
     """systemd as `systemctl` and `journalctl` show it."""
 
@@ -332,8 +337,7 @@ class Systemd:
 
     def states(self, units: Sequence[str]) -> list[UnitState]:
         """The state of each unit, in the order asked for."""
-        properties = "LoadState,UnitFileState,WantedBy,RequiredBy,ActiveState,SubState,Result,Type,NRestarts"
-        shown = self._show(["systemctl", "show", f"--property={properties}", "--", *units])
+        shown = self._show(["systemctl", "show", f"--property={PROPERTIES}", "--", *units])
         states = []
         for unit, block in zip(units, shown.strip().split("\n\n"), strict=True):
             said = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -350,6 +354,7 @@ class Systemd:
                     said.get("Result", ""),
                     said.get("Type", ""),
                     int(said.get("NRestarts") or 0),
+                    said.get("RemainAfterExit") == "yes",
                 )
             )
         return states

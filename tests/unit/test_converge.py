@@ -387,6 +387,13 @@ def test_a_unit_that_has_an_alias_alone_is_not_enabled(reload: Path, node: Node)
     assert [state.file for state in found] == ["disabled", "enabled"]
 
 
+@pytest.mark.parametrize("remains", [True, False])
+def test_a_one_shot_unit_that_would_stay_active_has_not_run(remains: bool) -> None:
+    """openvswitch-switch, whose switch does not start, is inactive, and nothing has failed in it."""
+    ended = converge.UnitState("x", "loaded", "enabled", "inactive", "dead", "success", "oneshot")
+    assert replace(ended, remains=remains).runs is not remains
+
+
 @pytest.mark.usefixtures("reload")
 class TestUnits:
     def test_units_are_enabled_and_started_in_one_call_each(self, node: Node, reload: Path) -> None:

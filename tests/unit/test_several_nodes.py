@@ -213,3 +213,10 @@ def test_tunnels_between_containers_have_addresses_of_their_own() -> None:
 def test_routers_have_a_gateway_on_nodes_with_a_switch(computes: int | None, gateways: list[str]) -> None:
     started = switches(computes, kernel=False)
     assert [name for name, text in started.items() if "enable-chassis-as-gw" in text] == gateways
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_only_the_kernels_switch_asks_for_a_module(kernel: bool) -> None:
+    """A container has no modules, and ovs-ctl does not start without, where the kernel knows of any."""
+    (started,) = switches(None, kernel=kernel).values()
+    assert ("/no-modules:" in started) is not kernel
