@@ -142,12 +142,13 @@ def resolve_climb(lab: Lab, request: UpRequest) -> Blueprint:
 
 def as_it_stands(lab: Lab) -> Blueprint:
     """A lab as it stands, with the services that are up: not with those that `up` is still to bring up, after
-    a failure, or since the lab was put back on an image from before they were asked for.
+    a failure, or since the lab was put back on an image from before they were asked for. Where no layer is up
+    yet it is all that the first is to have.
 
     Raises as `resolve` does.
     """
     whole = resolve(lab, UpRequest(lab=lab.name))
-    up = lab.settings.services
+    up = lab.settings.services or [service.name for service in whole.services]
     return replace(whole, cuts=tuple(tuple(each for each in cut if each.name in up) for cut in whole.cuts))
 
 

@@ -364,16 +364,20 @@ class Climb:
         present = {line.split()[1] for line in check.stdout.splitlines() if line.startswith("installed ")}
         missing = [name for name in wanted if name not in present]
         if missing:
-            with self.lab.journal.step("more packages", node.name), packages_traced(self.blueprint):
-                self.lab.provider.install(
-                    node,
-                    Installation(
-                        missing, self.downloads, self.log, self.blueprint.versions, label=f"layer-{layer}"
-                    ),
-                )
-                wait_for_ssh(self.lab, node)
-                # What systemd does at boot with what packages have put there.
-                self.lab.run_on(node.name, ["systemd-tmpfiles", "--create", "--exclude-prefix=/dev"])
+            self._install(node, missing, layer)
+
+    def _install(self, node: Node, packages: Sequence[str], layer: int) -> None:
+        """Install packages into a node, which runs afterwards, wherever it was."""
+        with self.lab.journal.step("more packages", node.name), packages_traced(self.blueprint):
+            self.lab.provider.install(
+                node,
+                Installation(
+                    packages, self.downloads, self.log, self.blueprint.versions, label=f"layer-{layer}"
+                ),
+            )
+            wait_for_ssh(self.lab, node)
+            # What systemd does at boot with what packages have put there.
+            self.lab.run_on(node.name, ["systemd-tmpfiles", "--create", "--exclude-prefix=/dev"])
 
     def _add_missing_wheels(self, layer: int) -> None:
         for node in self.blueprint.nodes:

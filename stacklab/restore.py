@@ -3,6 +3,7 @@
 Each ends when its cloud answers.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from stacklab.recipe import LAYER, changes, recipe
 from stacklab.render import Rendered, Renderer
 
 ANSWER_SECONDS = 300.0
-RUNNING_SECONDS = 60.0
+STANDSTILL_SECONDS = 60.0
 POLL_SECONDS = 0.2
 
 
@@ -52,8 +53,8 @@ def images_at_hand(store: Store, blueprint: Blueprint) -> dict[str, Path]:
 def start(lab: Lab, listener: Listener) -> None:
     """Start a lab that is off, and return when its cloud answers; what runs already is left alone.
 
-    Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s; 60 s where
-    all nodes ran already.
+    Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s; where all
+    nodes ran already, when the same has been missing for 60 s, as nothing is on its way then.
     """
     store = store_of(lab.home)
     with lab.locked(), store.kept():
@@ -153,25 +154,31 @@ def start_and_await(lab: Lab) -> None:
     if lab.start():
         await_cloud(lab, moment)
     else:
-        await_cloud(lab, datetime.fromtimestamp(0, UTC), seconds=RUNNING_SECONDS)
+        await_cloud(lab, datetime.fromtimestamp(0, UTC), standstill=STANDSTILL_SECONDS)
 
 
-def await_cloud(lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS) -> None:
+def await_cloud(
+    lab: Lab, started: datetime, seconds: float = ANSWER_SECONDS, standstill: float = math.inf
+) -> None:
     """Wait until the services that are up in a lab answer, which was started at the moment `started`.
 
-    Raises StepFailed, with what is still missing, after `seconds`; more where nodes are emulated.
+    Raises StepFailed, with what is still missing, after `seconds`, or when it has been the same for
+    `standstill` seconds; both are more where nodes are emulated.
     """
     if not lab.settings.layer:
         return
     blueprint = as_it_stands(lab)
     cloud = Cloud.of(lab, blueprint, blueprint.target)
     with lab.journal.step("the cloud answers", lab.name):
-        seconds *= lab.patience
-        deadline = time.monotonic() + seconds
+        began = changed = time.monotonic()
+        before: list[str] = []
         while missing := look_after_start(cloud, started):
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if missing != before:
+                before, changed = missing, now
+            if now - began > seconds * lab.patience or now - changed > standstill * lab.patience:
                 raise StepFailed(
-                    f"the cloud does not answer after {seconds:.0f} s",
+                    f"the cloud does not answer after {now - began:.0f} s",
                     detail="\n".join(missing),
                     hint=_where_to_look(lab, blueprint, missing),
                 )

@@ -5,7 +5,7 @@
     S/init.NAME     its first data, in order                    needs its schema, and what it requires ready
     S/ROLE          its systemd units for a role of the node run, restarted where their files changed
     S/ROLE.ready    their ports accept
-    identity        users, services and endpoints of a layer    needs keystone ready
+    identity        users, roles, services and endpoints        needs keystone ready
     S/resources     what it has made through the APIs           needs S, and what it uses, ready
     S/final.NAME    what can only be done when all runs, on all nodes
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from stacklab.blueprint import Blueprint, UpRequest, as_it_stands, resolve
+from stacklab.blueprint import Blueprint, as_it_stands
 from stacklab.check.automatic import check_endpoint, check_units
 from stacklab.check.cloud import Cloud
 from stacklab.check.commands import check_command
@@ -49,7 +49,7 @@ def verify(lab: Lab, listener: Listener, junit: Path | None = None) -> list[Chec
     junit: where to write the results as JUnit XML, whatever they are. Raises like `check_layer`, and
     UsageError for a lab whose first `up` has not come as far as its checks.
     """
-    blueprint = as_it_stands(lab) if lab.settings.layer else resolve(lab, UpRequest(lab=lab.name))
+    blueprint = as_it_stands(lab)
     layer = blueprint.target
     if not lab.settings.layer and not _was_checked(lab, layer):
         raise UsageError(

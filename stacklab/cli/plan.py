@@ -70,7 +70,7 @@ def lines(plan: "Plan", command: str, *, every_difference: bool = False) -> Iter
     for image in () if plan.start and plan.start.image else plan.images:
         yield f"  image  {image.kind:<9} {image.key[:12]}  {'cached' if image.cached else 'to be built'}"
     if plan.seeded:
-        yield "  layers are built on containers first, as KVM does not work here"
+        yield "  layers come from containers, as KVM does not work here"
     for node in plan.nodes:
         yield f"  node   {node:<9} to be made"
     for layer in plan.layers:

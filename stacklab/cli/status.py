@@ -29,7 +29,7 @@ def status(lab: LabOption = "default", output: OutputOption = Output.TABLE, verb
     state = seen.status()
     with seen.journal as journal:
         newest = _newest(journal)
-    running, trouble = _placement(seen) if state.running else ({}, "")
+    running, trouble = _placement(seen) if state.running and state.settings.layer else ({}, "")
     if output is Output.JSON:
         last = newest.cloudevent() if newest else None
         print_json(summary(state) | {"units": running, "trouble": trouble, "last_event": last})

@@ -133,9 +133,7 @@ class TestWhatItBrings:
     ) -> None:
         key, certificate, data = tmp_path / "key", tmp_path / "certificate", tmp_path / "data"
         data.write_bytes(secrets.token_bytes(100_000))
-        openssl(
-            "req", "-x509", "-nodes", "-subj", "/CN=signer", "-keyout", str(key), "-out", str(certificate)
-        )
+        openssl(*REQUEST, "-keyout", str(key), "-out", str(certificate))
         pss = ("-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:-2")
         signature = openssl("dgst", "-sha256", "-sign", str(key), *pss, str(data))
         stored = lab.openstack(

@@ -106,7 +106,7 @@ def test_a_plan_tells_that_containers_build_what_is_emulated(
     request = UpRequest(lab="green", layer=1, profile="two", path=path, node_kind="vm")
     fresh = make_plan(lab.home, request)
     assert fresh.seeded == seeded
-    assert any("built on containers" in line for line in lines(fresh, "")) == seeded
+    assert any("come from containers" in line for line in lines(fresh, "")) == seeded
 
 
 def test_what_has_changed_since_an_image_was_made_is_shown_as_a_difference(

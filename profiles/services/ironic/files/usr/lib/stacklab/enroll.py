@@ -20,6 +20,7 @@ ACTIONS = {
     "enroll": ("manage", "inspect", "provide"),
     "manageable": ("inspect", "provide"),
     "inspect failed": ("inspect", "provide"),
+    "clean failed": ("manage", "provide"),
 }
 
 
@@ -36,19 +37,19 @@ def enrol(cloud: Any, name: str, address: str) -> None:
     if node is None:
         node = cloud.baremetal.create_node(name=name, driver="redfish", driver_info=info)
     else:  # the password may be a new one; the API does not tell
-        node = cloud.baremetal.update_node(node, driver_info=info)
-    for action in ACTIONS.get(_settled(cloud, name), ()):
+        node = cloud.baremetal.update_node(_settled(cloud, name), driver_info=info)
+    for action in ACTIONS.get(node.provision_state, ()):
         node = cloud.baremetal.set_node_provision_state(node, action, wait=True, timeout=WAIT)
 
 
-def _settled(cloud: Any, name: str) -> str:
-    """The state of a machine, once it is none on the way to another: a run that was cut off leaves such."""
+def _settled(cloud: Any, name: str) -> Any:
+    """A machine, once its state is none on the way to another: a run that was cut off leaves such."""
     for _ in range(WAIT):
-        state = str(cloud.baremetal.find_node(name).provision_state)
-        if state not in MOVING:
-            return state
+        node = cloud.baremetal.find_node(name)
+        if node.provision_state not in MOVING:
+            return node
         time.sleep(1.0)
-    raise SystemExit(f"the machine {name} is still '{state}' after {WAIT} s")
+    raise SystemExit(f"the machine {name} is still '{node.provision_state}' after {WAIT} s")
 
 
 def _system(url: str, password: str, name: str) -> str:
