@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -288,6 +289,7 @@ class Journal:
             connection.close()
             raise
         self._connection = connection
+        weakref.finalize(self, connection.close)  # of one that nobody closes, as Python 3.13 warns of those
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
