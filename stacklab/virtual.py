@@ -103,7 +103,6 @@ class VirtualClimb(Climb):
             seed = ensure_seed(self.store, self._native[layer], self._archive, self.downloads, self.log)
         put(self.lab, self.store, seed)
         builder = on_containers(self.blueprint, layer)
-        self.lab.namespace.start()
         for node in self.blueprint.nodes:  # what containers cannot run is put in before the first boot
             wanted = set(self.blueprint.packages(self.blueprint.up_to(layer), node))
             missing = wanted.difference(builder.packages(builder.services, node))

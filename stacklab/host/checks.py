@@ -305,7 +305,7 @@ def host_facts(home: Home, settings: LabSettings) -> HostFacts:
     else:
         works, nested = kvm.works(home.cache), kvm.is_nested()
     return HostFacts(
-        kvm=nested if works else True,  # a processor that QEMU emulates has AMD's SVM: docs/decisions/0025
+        kvm=nested or not works,  # a processor that QEMU emulates has AMD's SVM: docs/decisions/0025
         openvswitch=True,
         patience=patience_of(settings, home.cache),
     )
