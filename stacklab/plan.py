@@ -8,13 +8,12 @@ from typing import Any
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve_climb
 from stacklab.home import Home
-from stacklab.host import kvm
 from stacklab.host.checks import host_facts
 from stacklab.images.base import base_inputs
 from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.packages import packages_inputs
 from stacklab.images.store import Store, key_of
-from stacklab.lab.lab import HOST, Lab
+from stacklab.lab.lab import HOST, Lab, comes_from_containers
 from stacklab.lab.secrets import placeholder_secrets
 from stacklab.provide.provider import NodeState
 from stacklab.recipe import LAYER, changes, descend, first_packages
@@ -117,15 +116,12 @@ def make_plan(home: Home, request: UpRequest) -> Plan:
     above = rendered[start.layer if start else 0 :]
     wanted = layers_to_apply(lab, above) if lab.exists else above
     layers = tuple(_planned_layer(lab, blueprint, each) for each in wanted)
-    seeded = start is not None and start.layer < blueprint.target and _is_emulated(home, blueprint)
+    seeded = (
+        start is not None
+        and start.layer < blueprint.target
+        and comes_from_containers(blueprint.settings, home.cache)
+    )
     return Plan(lab.name, blueprint.target, tuple(images), absent, layers, start, seeded)
-
-
-def _is_emulated(home: Home, blueprint: Blueprint) -> bool:
-    """Whether nodes are virtual machines of this machine and KVM is known not to work."""
-    proof = kvm.known(home.cache)
-    is_virtual = blueprint.settings.node_kind == "vm" and not blueprint.settings.connect
-    return is_virtual and proof is not None and not proof.works
 
 
 def layers_to_apply(lab: Lab, layers: Sequence[Rendered]) -> list[Rendered]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 
-from stacklab.blueprint import on_containers
+from stacklab.blueprint import on_containers, packages_traced
 from stacklab.climb import Climb, archive_of
 from stacklab.errors import StacklabError
 from stacklab.event import Event
@@ -18,7 +18,10 @@ from stacklab.host.archive import Archive
 from stacklab.host.checks import host_facts
 from stacklab.images.disk import ensure_disk, ensure_seed
 from stacklab.images.guest import Guest
+from stacklab.images.packages import Installation
 from stacklab.images.store import Image
+from stacklab.lab.lab import comes_from_containers
+from stacklab.provide.vm import VmProvider
 from stacklab.recipe import LAYER, deepest, recipe
 from stacklab.render import Rendered
 from stacklab.restore import images_at_hand, put, restore
@@ -33,15 +36,12 @@ class VirtualClimb(Climb):
 
     @cached_property
     def _is_seeded(self) -> bool:
-        """Whether the lab was new when this was asked for first, and is emulated, on this machine.
-
-        Who has another machine run the nodes may have no memory for containers here.
-        """
-        if self.lab.is_elsewhere or self.lab.settings.layer or not self._is_new():
+        """Whether the lab was new when this was asked for first, and is emulated, on this machine."""
+        if self.lab.settings.layer or not self._is_new():
             return False
-        if kvm.known(self.lab.home.cache) is None:
+        if not self.lab.is_elsewhere and kvm.known(self.lab.home.cache) is None:
             self._prove_kvm(self._guest())
-        return not self.lab.kvm_works()
+        return comes_from_containers(self.lab.settings, self.lab.home.cache)
 
     def _planned(self) -> list[str]:
         if not self._is_seeded:
@@ -93,22 +93,31 @@ class VirtualClimb(Climb):
     def apply(self, rendered: Rendered) -> None:
         """Bring one layer up on the nodes; on those of a seeded lab most of it is there when they boot."""
         if self._is_seeded and rendered.layer > self.lab.settings.layer:
-            self._seed(rendered.layer)
-            rendered = self.render(rendered.layer)  # with the passwords that the seed has
+            rendered = self._seed(rendered.layer)
         super().apply(rendered)
 
-    def _seed(self, layer: int) -> None:
-        """Put the lab, which has nothing to lose yet, on a layer as containers have built it, and boot it."""
+    def _seed(self, layer: int) -> Rendered:
+        """Put the lab, which has nothing to lose yet, on a layer as containers have built it, and boot it.
+
+        What virtual machines have otherwise than containers is put on the disks before, as far as it is
+        packages and files: each service starts once. Returns the layer, with the passwords of the seed.
+        """
         with self.lab.journal.step(f"disks of layer {layer}"):
             seed = ensure_seed(self.store, self._native[layer], self._archive, self.downloads, self.log)
         put(self.lab, self.store, seed)
+        rendered = self.render(layer)
+        folder = self.lab.folder / "rendered" / f"layer-{layer}"
+        rendered.write(folder)
         builder = on_containers(self.blueprint, layer)
-        for node in self.blueprint.nodes:  # what containers cannot run is put in before the first boot
+        assert isinstance(self.lab.provider, VmProvider)
+        for node in self.blueprint.nodes:
             wanted = set(self.blueprint.packages(self.blueprint.up_to(layer), node))
-            missing = wanted.difference(builder.packages(builder.services, node))
-            if missing:
-                self._install(node, sorted(missing), layer)
+            missing = sorted(wanted.difference(builder.packages(builder.services, node)))
+            installation = Installation(missing, self.downloads, self.log, self.blueprint.versions)
+            with self.lab.journal.step("files", node.name), packages_traced(self.blueprint):
+                self.lab.provider.settle(node, folder / "trees" / f"{node.name}.tar.gz.b64", installation)
         self.lab.start()
+        return rendered
 
     def _native_layers(self) -> Mapping[int, Image]:
         """By layer, the images of this lab on containers; none where not all of them are there."""

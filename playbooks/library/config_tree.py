@@ -103,6 +103,20 @@ class Accounts:
     uid: Callable[[str], int] = lambda name: pwd.getpwnam(name).pw_uid
     gid: Callable[[str], int] = lambda name: grp.getgrnam(name).gr_gid
 
+    @classmethod
+    def of(cls, root: Path) -> "Accounts":
+        """Those of the system in `root`: by its own files, where it is not the one that runs."""
+        if root == Path("/"):
+            return cls()
+        users, groups = (_ids_in(root / "etc" / name) for name in ("passwd", "group"))
+        return cls(users.__getitem__, groups.__getitem__)
+
+
+def _ids_in(file: Path) -> dict[str, int]:
+    """By name, the ids in a file like passwd(5) or group(5)."""
+    entries = [line.split(":") for line in file.read_text().splitlines()]
+    return {entry[0]: int(entry[2]) for entry in entries}
+
 
 @dataclass
 class Changes:
@@ -172,7 +186,7 @@ class ConfigTree:
     def __init__(self, name: str, root: Path = Path("/"), accounts: Accounts | None = None) -> None:
         self.name = name
         self.root = root
-        self.accounts = accounts or Accounts()
+        self.accounts = accounts or Accounts.of(root)
         self.state = root / STATE
         self.manifest = self.state / "tree.json"
         self.trees = self._read_manifest()

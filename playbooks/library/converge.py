@@ -439,6 +439,11 @@ class Stamps:
         if step.stamp:
             self._write(self._file(step), step.stamp)
 
+    def renew(self, step: Step) -> None:
+        """Where units ran before the node was switched off: remember that they start with what is there."""
+        if step.kind == "units" and self._file(step).exists():
+            self.put(step)
+
     def begin(self, step: Step) -> None:
         """Remember that a step of a whole has begun, until it passes."""
         self._write(self._file(step, ".begun"), step.whole)

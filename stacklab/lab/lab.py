@@ -520,6 +520,16 @@ def patience_of(settings: LabSettings, cache: Path) -> float:
     return kinds.patience(settings.node_kind, cache)
 
 
+def comes_from_containers(settings: LabSettings, cache: Path) -> bool:
+    """Whether the layers of a new lab are built on containers first: its nodes are emulated, on this machine.
+
+    For another machine's libvirt they are not: who uses that may have no memory for containers here.
+    """
+    proof = kvm.known(cache)
+    is_virtual = settings.node_kind == "vm" and not settings.connect
+    return is_virtual and proof is not None and not proof.works
+
+
 def _refuse_unreachable(nodes: Sequence[Node], otherwise: str = "") -> None:
     if nodes:
         raise StepFailed(

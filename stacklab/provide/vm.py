@@ -7,6 +7,7 @@ comes what makes a copy of the image this node.
 
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.host import kinds
+from stacklab.images.command import run_logged
 from stacklab.images.disk import DISK, INITRD, VMLINUZ
 from stacklab.images.initramfs import cpio_of
 from stacklab.images.packages import Installation
@@ -181,6 +183,19 @@ class VmProvider:
         install_into(self._disk(node) / DISK, installation)
         self.start(node)
 
+    def settle(self, node: Node, tree: Path, installation: Installation) -> None:
+        """Put packages, and then a rendered tree, on the disk of the node, which is off: it boots with them.
+
+        tree: a tar.gz in base64. Raises StepFailed.
+        """
+        disk = self._disk(node) / DISK
+        if installation.packages:
+            install_into(disk, installation)
+        prefix, root = _with_disk(disk)
+        program = data_dir() / "playbooks" / "files" / "settle.py"
+        words = [*prefix, sys.executable, str(program), str(root), str(tree)]
+        run_logged(words, installation.log, f"putting the files on the disk of '{node.name}'")
+
     def _stand_beside(self, node: Node, folder: Path) -> None:
         """Have the copy of the node's disk in `folder` name the image below by its place beside it."""
         rebase(folder / DISK, os.path.relpath(self.image(node)[0] / DISK, folder))
@@ -222,8 +237,14 @@ def number_of(node: Node) -> int:
 
 def install_into(disk: Path, installation: Installation) -> None:
     """Install packages into a disk that nothing else has open. Raises StepFailed."""
+    prefix, root = _with_disk(disk)
+    installation.run(root, prefix)
+
+
+def _with_disk(disk: Path) -> tuple[list[str], Path]:
+    """What puts a command where it sees the file system on a disk, and where that is."""
     script, root = data_dir() / "templates" / "vm" / "with-disk", disk.with_name("root")
-    installation.run(root, ["sh", str(script), str(disk), str(root)])
+    return ["sh", str(script), str(disk), str(root)], root
 
 
 def rebase(disk: Path, below: str) -> None:

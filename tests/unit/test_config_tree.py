@@ -166,7 +166,7 @@ class TestWriting:
     @pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
     def test_files_belong_to_whom_the_tree_says(self, tmp_path: Path) -> None:
         user, group = pwd.getpwall()[-1].pw_name, grp.getgrall()[-1].gr_name
-        tree = config_tree.ConfigTree("layer-1", tmp_path)
+        tree = config_tree.ConfigTree("layer-1", tmp_path, config_tree.Accounts())
         tree.apply([entry("/etc/a", owner=user, group=group)])
         assert ((tmp_path / "etc/a").owner(), (tmp_path / "etc/a").group()) == (user, group)
 
