@@ -13,11 +13,12 @@ from stacklab.errors import UsageError
 from stacklab.host.checks import host_facts
 from stacklab.journal import Listener
 from stacklab.lab.lab import Lab
-from stacklab.provide.host import NOT_UNDONE
+from stacklab.provide.host import NOT_UNDONE, HostProvider
 from stacklab.provide.provider import NodeState
 from stacklab.remote import kvm
 from stacklab.remote.connection import HostKey, KnownHosts
 from stacklab.remote.preflight import Accept, Answer, preflight
+from stacklab.render import Rendered
 
 LASTING = "stacklab.lab.lasting"
 
@@ -95,6 +96,22 @@ class HostClimb(Climb):
         self._add_missing_packages(1)
         self._prove_kvm_on_hosts()
         return moment if started else None
+
+    def retire(self, services: Sequence[str]) -> None:
+        """Have what services that go would leave running ended on all hosts, and their units switched off."""
+        provider = self.lab.provider
+        assert isinstance(provider, HostProvider)
+        for node in self.blueprint.nodes:
+            with self.lab.journal.step("stop services", node.name, services=services):
+                provider.ledger(node, "retire", *services)
+
+    def _stop_gone_units(self, rendered: Rendered) -> None:
+        """Retire the services that went by `--without`, as long as the hosts know what to run for that."""
+        staying = {service.name for service in self.blueprint.up_to(rendered.layer)}
+        gone = [name for name in reversed(self.lab.settings.services) if name not in staying]
+        if gone and not self.lab.settings.stepping_down:
+            self.retire(gone)
+        super()._stop_gone_units(rendered)
 
     def _add_missing_packages(self, layer: int) -> None:
         self.lab.at_once(lambda node: self._install_on(node, layer), self.blueprint.nodes)

@@ -55,10 +55,9 @@ def finish_down(lab: Lab) -> None:
     assert isinstance(provider, HostProvider)
     names = list(pending.services)
     lab.start()
-    for node in lower.nodes if names else ():
-        with lab.journal.step("stop services", node.name, services=names):
-            provider.ledger(node, "retire", *names)
     climb = HostClimb(lab, lower, host_facts(lab.home, lab.settings), online=True)
+    if names:
+        climb.retire(names)
     climb.apply(climb.render(lower.target))
     with lab.journal.step("drop databases", lab.controller.name):
         drop_databases(lab, pending.services)

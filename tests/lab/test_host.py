@@ -113,6 +113,10 @@ def test_a_host_climbs_and_is_left_as_it_was_found(rack: Rack) -> None:
     assert "brain" in done.stdout and "running" in done.stdout
     done = rack.stacklab("up", "--lab", "rack")
     assert "was up already" in done.stdout, done.stdout + done.stderr
+    for choice, is_there in (("--with", True), ("--without", False)):
+        done = rack.stacklab("up", "--lab", "rack", choice, "lingering")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+        assert (rack.run("brain", "test -e /run/lingering").returncode == 0) == is_there
     done = rack.stacklab("checkpoint", "save", "here", "--lab", "rack")
     assert done.returncode == 2 and "hosts are not frozen" in done.stderr
 
