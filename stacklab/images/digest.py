@@ -5,13 +5,14 @@ and the mark `sealed` once all has reached the disk. Run as `python -m stacklab.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,10 @@ _OWN = (MANIFEST, SEALED)
 # What decides, beside content and mode, how a file is seen or run. Others, such as overlay's note of where a
 # file was copied from, differ from machine to machine.
 _ATTRIBUTES = frozenset({"trusted.overlay.opaque", "trusted.overlay.redirect", "security.capability"})
+# Before the digest of a file that had holes: there are virtual disks of many GiB with little in them.
+_SPARSE = "sparse-"
+_BLOCK = 1 << 16
+_ZEROS = bytes(_BLOCK)
 
 
 def seal(folder: Path) -> None:
@@ -43,11 +48,14 @@ def seal_in_background(folder: Path) -> None:
     )
 
 
-def manifest(folder: Path) -> dict[str, str]:
-    """The digest of every file, link, device and directory below `folder`, by its path in there."""
+def manifest(folder: Path, earlier: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The digest of every file, link, device and directory below `folder`, by its path in there.
+
+    earlier: a manifest that it is to be compared with; files are sparse that were sparse then.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         entries = [(path, entry) for path, entry in _walk(str(folder), "") if not _is_own(path)]
-        digests = pool.map(_digest, (entry for _, entry in entries), chunksize=256)
+        digests = pool.map(lambda found: _digest(found[0], found[1], earlier or {}), entries, chunksize=256)
         return dict(sorted(zip((path for path, _ in entries), digests, strict=True)))
 
 
@@ -62,7 +70,7 @@ def damage(folder: Path) -> list[str]:
         return [MANIFEST] if (folder / SEALED).exists() else []
     except ValueError:
         return [MANIFEST]
-    found = manifest(folder)
+    found = manifest(folder, expected)
     return sorted(path for path in {*expected, *found} if expected.get(path) != found.get(path))
 
 
@@ -80,7 +88,7 @@ def _walk(top: str, below: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
                 yield from _walk(top, path)
 
 
-def _digest(entry: "os.DirEntry[str]") -> str:
+def _digest(path: str, entry: "os.DirEntry[str]", earlier: Mapping[str, str]) -> str:
     """Kind, mode, owner, attributes and content. Times are left out: they say nothing about what is read."""
     status = entry.stat(follow_symlinks=False)
     digest = hashlib.blake2b(f"{status.st_mode:o} {status.st_uid} {status.st_gid}".encode(), digest_size=16)
@@ -89,12 +97,40 @@ def _digest(entry: "os.DirEntry[str]") -> str:
     if stat.S_ISLNK(status.st_mode):
         digest.update(os.readlink(entry.path).encode())  # noqa: PTH115
     elif stat.S_ISREG(status.st_mode):
-        with open(entry.path, "rb") as file:  # noqa: PTH123
+        has_holes = status.st_blocks * 512 < status.st_size
+        with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123
+            if earlier[path].startswith(_SPARSE) if path in earlier else has_holes:
+                digest.update(f" {status.st_size}".encode())
+                for place, block in _blocks(file.fileno(), status.st_size):
+                    digest.update(f" {place} ".encode())
+                    digest.update(block)
+                return _SPARSE + digest.hexdigest()
             while block := file.read(1 << 20):
                 digest.update(block)
     elif stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
         digest.update(f"device {status.st_rdev}".encode())
     return digest.hexdigest()
+
+
+def _blocks(file: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """The blocks of a file that are not all zeros, each with its place; holes are not read.
+
+    Whether zeros are a hole or written makes no difference: that changes as a file is copied.
+    """
+    start = 0
+    while start < size:
+        try:
+            data = os.lseek(file, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            raise
+        end = os.lseek(file, data, os.SEEK_HOLE)
+        for place in range(data - data % _BLOCK, end, _BLOCK):
+            block = os.pread(file, _BLOCK, place)
+            if block != _ZEROS[: len(block)]:
+                yield place, block
+        start = end + -end % _BLOCK
 
 
 def _give_way() -> None:

@@ -203,6 +203,47 @@ class TestDigest:
         change(image.tree / "etc")
         assert damage(image.folder) == found
 
+    @pytest.fixture
+    def disk(self, image: Image) -> Path:
+        """A sealed virtual disk of a TiB with one word in its middle: there is no time to read it whole."""
+        disk = image.tree / "disk"
+        with disk.open("wb") as file:
+            file.truncate(1 << 40)
+            file.seek((1 << 39) + 7)
+            file.write(b"data")
+        seal(image.folder)
+        assert damage(image.folder) == []
+        return disk
+
+    @pytest.mark.parametrize(
+        ("place", "text", "found"),
+        [
+            (1 << 39, b"text", ["tree/disk"]),
+            (1 << 30, b"text", ["tree/disk"]),
+            ((1 << 39) + 7, b"\0\0\0\0", ["tree/disk"]),
+            (1 << 30, b"\0\0\0\0", []),
+            (1 << 40, b"\0", ["tree/disk"]),
+        ],
+        ids=["beside it", "in a hole", "the word itself", "zeros in a hole", "longer"],
+    )
+    def test_of_a_file_with_holes_zeros_are_not_read_and_all_else_counts(
+        self, image: Image, disk: Path, place: int, text: bytes, found: list[str]
+    ) -> None:
+        with disk.open("r+b") as file:
+            file.seek(place)
+            file.write(text)
+        assert damage(image.folder) == found
+
+    def test_a_file_that_lost_its_holes_when_it_was_copied_is_whole(self, image: Image) -> None:
+        disk = image.tree / "disk"
+        with disk.open("wb") as file:
+            file.truncate(1 << 20)
+            file.write(b"data")
+        seal(image.folder)
+        disk.write_bytes(disk.read_bytes())
+        assert disk.stat().st_blocks * 512 >= 1 << 20
+        assert damage(image.folder) == []
+
     def test_a_changed_record_is_found(self, image: Image) -> None:
         with (image.folder / "image.json").open("a") as file:
             file.write(" ")
