@@ -43,7 +43,7 @@ class TestBareMetal:
         assert (found["provision_state"], found["power_state"]) == ("available", "power off")
         assert found["properties"]["cpu_arch"] == "x86_64"
         ports = lab.openstack("baremetal", "port", "list", "--node", MACHINE)
-        assert [port["Address"] for port in ports] == ["52:54:00:6d:65:0b"]
+        assert [port["address"] for port in ports] == ["52:54:00:6d:65:0b"]
         assert "shut off" in on_node(lab, f"virsh --connect {LIBVIRT} domstate {MACHINE}")
 
     def test_an_instance_boots_on_it(self, lab: TestLab) -> None:
