@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stacklab.blueprint import Blueprint, UpRequest, as_it_stands, resolve
 from stacklab.check import look_after_start
-from stacklab.check.cloud import Cloud
+from stacklab.check.cloud import Cloud, pause_after
 from stacklab.check.health import concerned_service
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
@@ -172,7 +172,11 @@ def await_cloud(
     with lab.journal.step("the cloud answers", lab.name):
         began = changed = time.monotonic()
         before: list[str] = []
-        while missing := look_after_start(cloud, started):
+        while True:
+            asked = time.monotonic()
+            missing = look_after_start(cloud, started)
+            if not missing:
+                return
             now = time.monotonic()
             if missing != before:
                 before, changed = missing, now
@@ -182,7 +186,7 @@ def await_cloud(
                     detail="\n".join(missing),
                     hint=_where_to_look(lab, blueprint, missing),
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause_after(asked, POLL_SECONDS))
 
 
 def _where_to_look(lab: Lab, blueprint: Blueprint, missing: Sequence[str]) -> str:

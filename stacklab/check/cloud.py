@@ -17,7 +17,17 @@ from stacklab.lab.secrets import ensure_secrets
 from stacklab.model.service import Service
 from stacklab.render import Renderer
 
+PAUSE_TO_QUESTION = 2.0
+LONGEST_PAUSE = 10.0
 Found = TypeVar("Found")
+
+
+def pause_after(began: float, at_least: float) -> float:
+    """How many seconds to wait until a cloud is asked again, when asking began at that monotonic time.
+
+    One that answers slowly is busy, and questions keep it from what it is asked about.
+    """
+    return max(at_least, min(PAUSE_TO_QUESTION * (time.monotonic() - began), LONGEST_PAUSE))
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Cloud:
         otherwise: Callable[[], str],
         poll: float = 0.5,
     ) -> Found:
-        """Look every `poll` seconds until there is something, and return it.
+        """Look until there is something, and return it. poll: the seconds between, more when a look is slow.
 
         Raises Unmet with `otherwise()` after `seconds`, more where nodes are emulated; Interrupted when
         the checks are to end.
@@ -69,12 +79,13 @@ class Cloud:
         seconds *= self.lab.patience
         deadline = time.monotonic() + seconds
         while True:
+            began = time.monotonic()
             found = look()
             if found is not None:
                 return found
             if time.monotonic() > deadline:
                 raise Unmet(f"{otherwise()} after {seconds:.0f} s")
-            self.stopping.wait(poll)
+            self.stopping.wait(pause_after(began, poll))
             self.heed_stop()
 
     def heed_stop(self) -> None:

@@ -14,7 +14,7 @@ from openstack import exceptions
 from openstack.connection import Connection
 
 from stacklab.check.agents import VOLUMES
-from stacklab.check.cloud import Cloud
+from stacklab.check.cloud import Cloud, pause_after
 from stacklab.check.result import Unmet
 
 PREFIX = "stacklab-check-"
@@ -23,6 +23,7 @@ TOP = "test."
 """The domain above the zones that scenarios make; reserved: RFC 2606."""
 
 DELETE_SECONDS = 90.0
+POLL_SECONDS = 0.5
 AGAIN_SECONDS = 20.0  # what was to be removed, and is still there, is told so again
 REFUSALS = (exceptions.ConflictException, exceptions.BadRequestException)  # it is in use by another thing
 
@@ -95,6 +96,7 @@ def remove(cloud: Cloud, api: Connection, name: str) -> None:
     seconds = DELETE_SECONDS * cloud.lab.patience
     deadline = time.monotonic() + seconds
     while True:
+        began = time.monotonic()
         found = [(kind, thing) for kind in kinds for thing in kind.all(api) if kind.name(thing) == name]
         instances |= {thing.id for kind, thing in found if kind is _INSTANCE}
         for kind, thing in found:
@@ -110,7 +112,7 @@ def remove(cloud: Cloud, api: Connection, name: str) -> None:
             return
         if time.monotonic() > deadline:
             raise Unmet(f"after {seconds:.0f} s there still is: {', '.join(remains)}")
-        time.sleep(0.5)
+        time.sleep(pause_after(began, POLL_SECONDS))
 
 
 def _traces(api: Connection, instances: Iterable[str]) -> Iterator[str]:
