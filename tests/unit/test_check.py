@@ -17,7 +17,7 @@ import pytest
 from stacklab.check import units
 from stacklab.check.agents import Agent, wanted_agents
 from stacklab.check.api import Api, request
-from stacklab.check.cloud import Cloud
+from stacklab.check.cloud import LONGEST_PAUSE, Cloud, pause_after
 from stacklab.check.commands import check_command, run_command
 from stacklab.check.health import answers, ask_all, concerned_service
 from stacklab.check.junit import write_junit
@@ -31,6 +31,11 @@ from stacklab.provide.provider import Node
 from tests.unit.interrupts import ctrl_c_once
 
 PASSED, FAILED, SKIPPED = CheckState.PASSED, CheckState.FAILED, CheckState.SKIPPED
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 0.5), (0.2, 0.5), (2.0, 4.0), (60.0, LONGEST_PAUSE)])
+def test_a_cloud_that_answers_slowly_is_asked_less_often(took: float, pause: float) -> None:
+    assert pause_after(time.monotonic() - took, 0.5) == pytest.approx(pause, abs=0.1)
 
 
 class Server(ThreadingHTTPServer):
