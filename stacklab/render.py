@@ -388,7 +388,10 @@ class Renderer:
                 plays=plays,
                 tasks=tasks,
                 jobs=JOBS,
-                images=[{"name": name, "source": str(source)} for name, source in images.items()],
+                images=[
+                    {"name": name, "source": str(source), "digest": _digest(source)}
+                    for name, source in images.items()
+                ],
             )
         )
 
