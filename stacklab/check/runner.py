@@ -20,8 +20,10 @@ from stacklab.errors import CheckFailed, UsageError
 from stacklab.journal import Listener
 from stacklab.lab.lab import Lab
 
-# Most checks only wait for the cloud, but an `openstack` command is 1.5 s of work for one core.
+# Most checks only wait for the cloud, but an `openstack` command is 1.5 s of work for one core. An emulated node
+# has one processor, and what two checks ask of it at once takes as long as one after the other, or fails.
 WORKERS = 3
+WORKERS_EMULATED = 1
 LOG_LINES = 15
 LOG_SECONDS = 15.0
 LOGS_AT_MOST = 3
@@ -90,8 +92,9 @@ def run_checks(lab: Lab, blueprint: Blueprint, layer: int) -> list[CheckResult]:
             f"stacklab.check.{result.state}", result.service, name=result.name, seconds=result.seconds, **more
         )
 
+    workers = WORKERS if lab.patience == 1.0 else WORKERS_EMULATED
     with lab.namespace.network():
-        results = run_jobs(jobs_of(cloud), record, cloud.stopping)
+        results = run_jobs(jobs_of(cloud), record, cloud.stopping, workers)
     return sorted(results, key=lambda result: order.index(result.service))
 
 
