@@ -20,8 +20,8 @@ from stacklab.errors import CheckFailed, UsageError
 from stacklab.journal import Listener
 from stacklab.lab.lab import Lab
 
-# Most checks only wait for the cloud, but an `openstack` command is 1.5 s of work for one core. An emulated node
-# has one processor, and what two checks ask of it at once takes as long as one after the other, or fails.
+# Most checks only wait for the cloud, but an `openstack` command is 1.5 s of work for one core. What two of
+# them ask of an emulated processor at once takes as long as one after the other, or fails.
 WORKERS = 3
 WORKERS_EMULATED = 1
 LOG_LINES = 15
