@@ -285,7 +285,7 @@ class Climb:
     def apply(self, rendered: Rendered) -> None:
         """Bring one layer up on the nodes, check it, and record that the lab stands on it."""
         journal, layer = self.lab.journal, rendered.layer
-        folder = self.lab.folder / "rendered" / f"layer-{layer}"
+        folder = self.lab.rendered(layer)
         self._stop_gone_units(rendered)
         rendered.write(folder)
         self._add_missing_packages(layer)

@@ -157,7 +157,7 @@ def _closest(store: Store, layer: int, wanted: Mapping[str, Any]) -> tuple[str, 
 
 def _planned_layer(lab: Lab, blueprint: Blueprint, rendered: Rendered) -> PlannedLayer:
     services = tuple(service.name for service in blueprint.cuts[rendered.layer - 1])
-    before = lab.folder / "rendered" / f"layer-{rendered.layer}"
+    before = lab.rendered(rendered.layer)
     return PlannedLayer(rendered.layer, services, _steps(rendered), tuple(_files(before, rendered)))
 
 

@@ -123,7 +123,7 @@ def put(lab: Lab, store: Store, image: Image) -> None:
     # An image may be older than the templates; what they have changed since is for `up` to do.
     if lab.settings.layer and _is_as_of_today(lab, store, image):
         rendered = _rendered(lab, store)
-        rendered.write(lab.folder / "rendered" / f"layer-{rendered.layer}")
+        rendered.write(lab.rendered(rendered.layer))
         record_layers(lab, _keys(rendered))
     lab.save(lab.settings.model_copy(update={"thawing": ""}))
 

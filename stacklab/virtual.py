@@ -106,7 +106,7 @@ class VirtualClimb(Climb):
             seed = ensure_seed(self.store, self._native[layer], self._archive, self.downloads, self.log)
         put(self.lab, self.store, seed)
         rendered = self.render(layer)
-        folder = self.lab.folder / "rendered" / f"layer-{layer}"
+        folder = self.lab.rendered(layer)
         rendered.write(folder)
         builder = on_containers(self.blueprint, layer)
         assert isinstance(self.lab.provider, VmProvider)

@@ -195,6 +195,10 @@ class Lab:
         text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
         write_atomically(self.folder / "lab.yaml", text, mode=0o600)
 
+    def rendered(self, layer: int) -> Path:
+        """The folder of what was rendered last for a layer."""
+        return self.folder / "rendered" / f"layer-{layer}"
+
     @cached_property
     def journal(self) -> Journal:
         """Its events."""
