@@ -39,6 +39,8 @@ BUILD_SECONDS = 180.0
 BOOT_SECONDS = 180.0  # emulated, on a machine that is busy with more than this
 SSH_SECONDS = 60.0
 CONSOLE_LINES = 25
+# Placement's answer about a class of resources that no node has brought yet.
+UNKNOWN_RESOURCE = 400
 METADATA = "http://169.254.169.254/openstack/latest/meta_data.json"
 
 UNDER_WAY: set[str] = set()
@@ -139,6 +141,8 @@ class Trial:
         def look() -> bool | None:
             path = f"/allocation_candidates?limit=1&resources={wanted}"
             answer = self.api.placement.get(path, headers={"OpenStack-API-Version": "placement 1.29"})
+            if answer.status_code == UNKNOWN_RESOURCE:
+                return None
             exceptions.raise_from_response(answer)
             return bool(answer.json()["allocation_requests"]) or None
 

@@ -16,6 +16,13 @@ from typing import Any
 
 import pytest
 
+from stacklab.blueprint import as_it_stands
+from stacklab.check import trial
+from stacklab.check.cloud import Cloud
+from stacklab.check.result import Unmet
+from stacklab.check.trial import Trial
+from stacklab.home import Home
+from stacklab.lab.lab import Lab
 from tests.lab.machine import Machine, await_end, descendants, left_over_since, name_of, parent_of
 from tests.lab.program import EXAMPLES, LONG_ENOUGH, Program, TestLab, wait_for
 
@@ -95,6 +102,18 @@ class TestOneLab:
         report = tmp_path / "verify.xml"
         layer1.run("verify", "--junit", str(report))
         assert "<testcase" in report.read_text()
+
+    def test_room_is_waited_for_where_no_node_has_brought_the_class_of_resources_yet(
+        self, layer1: TestLab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        property_ = "resources:CUSTOM_UNHEARD_OF=1"
+        layer1.exec("openstack", "flavor", "create", "--property", property_, "unheard-of")
+        monkeypatch.setattr(trial, "ROOM_SECONDS", 1.0)
+        lab = Lab.open(Home(layer1.program.state, layer1.program.cache), layer1.name)
+        cloud = Cloud.of(lab, as_it_stands(lab), 1)
+        with lab.namespace.network(), pytest.raises(Unmet, match=r"no node with room for .* after 1 s"):
+            Trial(cloud, flavor="unheard-of").find_room()
+        layer1.exec("openstack", "flavor", "delete", "unheard-of")
 
     def test_exec_passes_the_exit_code_of_the_command_on(self, layer1: TestLab) -> None:
         assert layer1.try_exec("sh", "-c", "exit 42").returncode == 42
