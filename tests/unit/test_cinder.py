@@ -22,11 +22,11 @@ def layer1(tmp_path: Path) -> Blueprint:
     return resolve(Lab(Home(tmp_path / "state", tmp_path / "cache"), "blue"), UpRequest(lab="blue", layer=1))
 
 
-def render(blueprint: Blueprint, *names: str) -> Rendered:
+def render(blueprint: Blueprint, *names: str, host: HostFacts = HOST) -> Rendered:
     cuts = Catalog.load().graph("openstack").cuts(1, names)
     blueprint = replace(blueprint, cuts=cuts)
     secrets = placeholder_secrets(Path("/nonexistent"), blueprint.services)
-    return Renderer("blue", blueprint, secrets, HOST).layer(1)
+    return Renderer("blue", blueprint, secrets, host).layer(1)
 
 
 def config(rendered: Rendered, path: str = "/etc/cinder/cinder.conf") -> ConfigParser:
@@ -45,6 +45,15 @@ def test_volumes_lie_in_ceph(layer1: Blueprint) -> None:
     assert "key_manager" not in cinder
     assert {"nova", "service_user"} <= set(cinder.sections())
     assert "cinder" in config(rendered, "/etc/nova/nova.conf")
+
+
+@pytest.mark.parametrize("path", ["/etc/cinder/cinder.conf", "/etc/nova/nova.conf"])
+def test_on_a_slow_node_what_reports_less_often_counts_as_dead_later(layer1: Blueprint, path: str) -> None:
+    quick = config(render(layer1, "cinder"), path)["DEFAULT"]
+    slow = config(render(layer1, "cinder", host=replace(HOST, patience=4.0)), path)["DEFAULT"]
+    for name in ("report_interval", "service_down_time"):
+        assert int(slow[name]) == 4 * int(quick[name])
+    assert int(quick["service_down_time"]) >= 6 * int(quick["report_interval"])
 
 
 def test_the_key_of_qemu_is_the_one_that_ceph_knows(layer1: Blueprint) -> None:
