@@ -54,11 +54,11 @@ def check_volumes(cloud: Cloud, service: Service, name: str) -> Checking:
         ("it is written to", partial(first.write, "data", written)),
         ("a snapshot of it is taken", partial(first.take_snapshot, "data", written)),
         ("it is written to again", partial(first.write, "data", written)),
-        ("it grows while it is attached", partial(first.grow, "data", written)),
         ("it is detached", partial(first.detach, "data")),
-        *_backed_up(first, there),
+        *_backed_up(first, there),  # before it grows, as all of it is read
         ("the other instance gets it", partial(second.attach, "data")),
         ("what was written is there", partial(second.expect, "data", written)),
+        ("it grows while it is attached", partial(second.grow, "data", written)),
         ("a volume of the snapshot is made", partial(first.make_of_snapshot, "then")),
         ("the other instance gets that, too", partial(second.attach, "then")),
         ("what was there then is there", partial(second.expect_snapshot, "then", first)),
