@@ -103,6 +103,7 @@ class TestOneLab:
         layer1.run("verify", "--junit", str(report))
         assert "<testcase" in report.read_text()
 
+    @pytest.mark.filterwarnings("ignore::openstack.warnings.RemovedInSDK50Warning")  # it warns of itself
     def test_room_is_waited_for_where_no_node_has_brought_the_class_of_resources_yet(
         self, layer1: TestLab, monkeypatch: pytest.MonkeyPatch
     ) -> None:
