@@ -73,6 +73,10 @@ class HostFacts:
     openvswitch: bool
     patience: float = 1.0
 
+    def longer(self, natively: int) -> int:
+        """How many seconds, or times, to wait on such a node for what is waited for `natively` on others."""
+        return round(natively * self.patience)
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -268,7 +272,7 @@ class Renderer:
 
     def _patient(self, steps: Sequence[Step]) -> list[Step]:
         """The steps, each with the time that it takes on such a node."""
-        return [replace(step, timeout=round(step.timeout * self._host.patience)) for step in steps]
+        return [replace(step, timeout=self._host.longer(step.timeout)) for step in steps]
 
     @property
     def _alone(self) -> bool:
