@@ -46,6 +46,20 @@ with ThreadPoolExecutor(8) as pool:
     print(*pool.map(get, range(8)))
 """
 
+# Send a body of 20 kB without a token, 200 times, each on a connection of its own; the status lines are
+# printed, each once.
+REFUSED = """
+import socket, sys
+port, path = sys.argv[1:]
+head = f"POST /{path} HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 20000\\r\\n\\r\\n".encode()
+lines = set()
+for _ in range(200):
+    with socket.create_connection(("10.20.0.11", int(port)), 30) as one:
+        one.sendall(head + b"x" * 20000)
+        lines.add(one.makefile("rb").read().split(b"\\r\\n")[0].decode())
+print(*lines, sep="\\n")
+"""
+
 
 @pytest.fixture(scope="module")
 def key(program: Program) -> Path:
@@ -118,6 +132,13 @@ class TestOneLab:
 
     def test_exec_passes_the_exit_code_of_the_command_on(self, layer1: TestLab) -> None:
         assert layer1.try_exec("sh", "-c", "exit 42").returncode == 42
+
+    @pytest.mark.parametrize(("port", "path"), [(8778, "resource_providers"), (8774, "v2.1/servers")])
+    def test_who_is_refused_gets_that_answer_and_no_reset_connection(
+        self, layer1: TestLab, port: int, path: str
+    ) -> None:
+        said = layer1.exec("python3", "-c", REFUSED, str(port), path)
+        assert said.splitlines() == ["HTTP/1.1 401 Unauthorized"]
 
     def test_up_again_runs_no_ansible_and_changes_nothing(self, layer1: TestLab) -> None:
         before = layer1.events(["task", "node"])
