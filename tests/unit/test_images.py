@@ -532,6 +532,17 @@ class TestTransfer:
         with pytest.raises(StepFailed, match="could not be written"):
             export_image(store, add(store, "one"), tmp_path / "nowhere" / "one.stacklab")
 
+    def test_a_link_stays_and_what_is_no_file_is_refused(self, store: Store, tmp_path: Path) -> None:
+        layer, link = add(store, "one"), tmp_path / "link"
+        link.symlink_to("one.stacklab")
+        export_image(store, layer, link)
+        assert link.is_symlink()
+        assert (tmp_path / "one.stacklab").stat().st_size
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UsageError, match="no regular file"):
+            export_image(store, layer, tmp_path / "pipe")
+        assert (tmp_path / "pipe").is_fifo()
+
     def test_what_is_there_is_not_taken_again(
         self, exported: tuple[Path, list[str]], elsewhere: Store
     ) -> None:
