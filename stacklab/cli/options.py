@@ -19,7 +19,7 @@ class Output(StrEnum):
 def _complete_lab(incomplete: str) -> list[str]:
     from stacklab.home import Home
 
-    labs = Home.from_environment().labs
+    labs = Home.named().labs
     try:
         return sorted(lab.name for lab in labs.glob("[a-z]*") if lab.name.startswith(incomplete))
     except OSError:  # no labs yet, or not root: no suggestions
@@ -43,7 +43,7 @@ def complete_image(incomplete: str) -> list[str]:
     """The images in the cache."""
     from stacklab.home import Home
 
-    files = (Home.from_environment().cache / "images").glob("*/image.json")
+    files = (Home.named().cache / "images").glob("*/image.json")
     return sorted(file.parent.name for file in files if file.parent.name.startswith(incomplete))
 
 

@@ -261,6 +261,20 @@ def test_a_full_disk_and_missing_rights_are_named(monkeypatch: pytest.MonkeyPatc
     assert "next: sudo stacklab up" in result.stderr
 
 
+@pytest.mark.parametrize("variable", ["STACKLAB_STATE", "STACKLAB_CACHE"])
+@pytest.mark.parametrize("sign", [*" %\":,'\\\n$"])
+def test_a_path_that_tools_would_misread_is_refused_at_once(
+    variable: str, sign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"/srv/my{sign}clouds")
+    result = runner.invoke(app, ["list"])
+    assert result.exit_code == 2
+    assert variable in result.stderr and f"'{sign}'" in result.stderr
+    assert result.stderr.endswith(f"next: export {variable}=/srv/my-clouds\n")
+    unreadable = OSError(errno.EIO, "I/O error", "/srv/x")
+    assert runner.invoke(failing(unreadable), ["up"]).exit_code == 1  # an error is told all the same
+
+
 def test_a_closed_pipe_ends_quietly() -> None:
     script = f"{sys.executable} -m stacklab list --help | true"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
