@@ -26,7 +26,7 @@ def translate(error: BaseException, *, again: str, verbose: bool) -> StacklabErr
     """
     if isinstance(error, StacklabError):
         return error
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | typer.Abort):  # the latter at a question
         return Interrupted("interrupted", hint=again)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return StacklabError(

@@ -3,8 +3,8 @@
 import errno
 import gc
 import os
+import re
 import shlex
-from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -68,7 +68,7 @@ class Stacklab(TyperGroup):
         as_json = _asks_for_json(arguments)
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except typer.Exit:
             raise
         except typer.TyperException as error:  # wrong usage, which Typer prints well by itself
             if not as_json:
@@ -101,8 +101,8 @@ class Stacklab(TyperGroup):
 def _asks_for_json(arguments: list[str]) -> bool:
     """Whether `--output json` is among the arguments of stacklab itself, not of a command that it runs."""
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    pairs = set(pairwise(own))
-    return bool(pairs & {("--output", "json"), ("-o", "json")} or {"--output=json", "-ojson"} & set(own))
+    words = "\n".join(["", *own, ""])
+    return re.search(r"\n(--output[\n=]|-[a-z]*o\n?)json\n", words) is not None
 
 
 app = typer.Typer(

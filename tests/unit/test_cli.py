@@ -201,9 +201,10 @@ def test_wrong_usage_ends_with_2_in_words_or_json() -> None:
         result = runner.invoke(app, arguments)
         assert result.exit_code == 2, arguments
         assert "Usage: stacklab" in result.stderr
-    result = runner.invoke(app, ["status", "--lob", "x", "-o", "json"])
-    assert result.exit_code == 2
-    assert json.loads(result.stderr)["error"]["kind"] == "UsageError"
+    for words in (["-o", "json"], ["-vo", "json"], ["-ojson"], ["-vojson"], ["--output=json"]):
+        result = runner.invoke(app, ["status", "--lob", "x", *words])
+        assert result.exit_code == 2
+        assert json.loads(result.stderr)["error"]["kind"] == "UsageError"
 
 
 def test_json_for_the_command_in_the_lab_is_not_json_for_stacklab() -> None:
@@ -482,12 +483,17 @@ def test_destroy_without_a_terminal_needs_yes(lab: Lab) -> None:
     assert lab.exists
 
 
-def answered(arguments: str, word: bytes = b"") -> int:
-    """The exit code of a verb on a terminal; its question, if it is to have one, is answered."""
+def answered(arguments: str, word: bytes = b"", output: Path | None = None) -> int:
+    """The exit code of a verb on a terminal; its question, if it is to have one, is answered.
+
+    output: takes standard output; all else comes from the terminal.
+    """
     import pty
 
     pid, terminal = pty.fork()
     if pid == 0:
+        if output:
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.execv(sys.executable, [sys.executable, "-m", "stacklab", *arguments.split(), "--lab", "blue"])
     seen = b""
     while word and b"?" not in seen:
@@ -501,6 +507,27 @@ def answered(arguments: str, word: bytes = b"") -> int:
 def test_destroy_on_a_terminal_asks(lab: Lab) -> None:
     assert answered("destroy", b"n\n") == 1
     assert lab.exists
+
+
+@pytest.mark.parametrize("verb", ["destroy", "down --to 1", "checkpoint restore nothing"])
+def test_a_question_is_no_output_and_to_leave_it_open_is_an_interrupt(
+    verb: str, lab: Lab, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    ctrl_d = b"\x04"  # Ctrl-C does the same, unless it comes just before Python reads
+    assert answered(f"{verb} --output json", ctrl_d, output) == 130
+    assert output.read_text().strip() == ""
+    assert lab.exists
+
+
+def test_no_and_ctrl_c_at_a_question_are_told_as_json() -> None:
+    for error, kind, code in (
+        (typer.Abort(), "Interrupted", 130),
+        (errors.StacklabError("the answer was no"), "StacklabError", 1),
+    ):
+        result = runner.invoke(failing(error), ["up", "--output", "json"])
+        told = json.loads(result.stderr)["error"]
+        assert (result.exit_code, told["kind"], told["exit_code"]) == (code, kind, code)
 
 
 @pytest.mark.parametrize("verb", ["down --to 2", "checkpoint restore nothing"])
