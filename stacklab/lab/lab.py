@@ -152,8 +152,9 @@ class Lab:
 
     @classmethod
     def all(cls, home: Home) -> list["Lab"]:
-        """Every lab of this machine, by name."""
-        return [cls(home, file.parent.name) for file in sorted(home.labs.glob("[a-z]*/lab.yaml"))]
+        """Every lab of this machine, by name; not a folder beside them, such as default.bak."""
+        names = [file.parent.name for file in sorted(home.labs.glob("*/lab.yaml"))]
+        return [cls(home, name) for name in names if NAME.fullmatch(name)]
 
     @property
     def has_hosts(self) -> bool:
@@ -164,7 +165,7 @@ class Lab:
     def _kind(self) -> str:
         try:
             return self.settings.node_kind
-        except LabDamaged:  # it can still be stopped and destroyed
+        except (LabDamaged, FileNotFoundError):  # it can still be stopped and destroyed, or just was
             return HOST if (self.folder / "mark").exists() else "lxc"
 
     @property

@@ -61,6 +61,18 @@ def saved(store: Store, settings: LabSettings = SETTINGS, **inputs: Any) -> Imag
     return store.add(CHECKPOINT, {"lab": "blue", "name": "a", **inputs}, build, stands_on=[], title="blue: a")
 
 
+def test_a_lab_whose_up_was_cut_off_before_it_had_nodes_cannot_be_kept_or_cloned(lab: Lab) -> None:
+    lab.save(SETTINGS.model_copy(update={"layer": 0}))
+    for attempt in (
+        lambda: checkpoint.save(lab, "a", lambda _: None),
+        lambda: clone(lab, ["green"], lambda _: None),
+    ):
+        with pytest.raises(UsageError, match="lab 'blue' has no nodes yet") as refused:
+            attempt()
+        assert refused.value.hint == "stacklab up --lab blue"
+    assert not Lab(lab.home, "green").exists
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,6 +330,26 @@ def test_list(lab: Lab) -> None:
     (only,) = json.loads(runner.invoke(app, ["list", "--output", "json"]).stdout)
     assert only["name"] == "blue"
     assert only["running"] is False
+
+
+@pytest.mark.parametrize("verb", ["list", "images ls", "images prune"])
+def test_a_folder_beside_the_labs_is_none_of_them(verb: str, lab: Lab) -> None:
+    shutil.copytree(lab.folder, lab.folder.with_name("blue.bak"))
+    result = runner.invoke(app, verb.split())
+    assert result.exit_code == 0, result.output
+    assert "blue.bak" not in result.output
+
+
+@pytest.mark.parametrize("verb", ["list", "images ls", "images prune"])
+def test_a_lab_that_is_destroyed_meanwhile_is_passed_over(
+    verb: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Lab.all(lab.home)
+    shutil.rmtree(lab.folder)
+    monkeypatch.setattr(Lab, "all", lambda _: there)
+    result = runner.invoke(app, verb.split())
+    assert result.exit_code == 0, result.output
+    assert "blue" not in result.output
 
 
 def test_list_without_labs_says_how_to_make_one() -> None:
