@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import shlex
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -164,10 +165,20 @@ def stacklab(
     """Build real OpenStack clouds for a lab, one layer at a time, on this machine."""
 
 
+def _leave_closed_pipe() -> None:
+    """Have Python end without a word, and with the exit code of the work, where nobody reads its output."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """The entry point of the program; always ends the process."""
     try:
         app(prog_name="stacklab")
     finally:
+        _leave_closed_pipe()
         # Python ends by looking for garbage in all that there is: a tenth of the time of a short command.
         gc.freeze()

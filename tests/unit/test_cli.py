@@ -283,6 +283,36 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert done.stderr == ""
 
 
+def test_the_work_goes_on_without_a_word_when_nobody_reads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from stacklab.cli.main import app, main
+from stacklab.cli.progress import Json
+from stacklab.journal import Journal
+
+@app.command()
+def work():
+    with Journal(Path({str(tmp_path / "journal.db")!r})) as journal:
+        journal.subscribe(Json())
+        journal.record("one")
+        journal.record("two")
+        print(len(journal.read()), file=sys.stderr)
+
+main()
+"""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    reader, pipe = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "work"], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (0, "2\n")
+
+
 # Labs
 
 
