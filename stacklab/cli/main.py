@@ -165,17 +165,26 @@ def stacklab(
     """Build real OpenStack clouds for a lab, one layer at a time, on this machine."""
 
 
+def _open_closed_streams() -> None:
+    """Have /dev/null where standard input or output was closed: else the next file takes its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
 def _leave_closed_pipe() -> None:
     """Have Python end without a word, and with the exit code of the work, where nobody reads its output."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
     """The entry point of the program; always ends the process."""
+    _open_closed_streams()
     try:
         app(prog_name="stacklab")
     finally:

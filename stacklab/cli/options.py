@@ -98,8 +98,8 @@ def ask(question: str) -> bool:
 
 
 def has_terminal() -> bool:
-    """Whether there is somebody to ask: standard input is a terminal. It may be closed."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
 
 
 def examples(*lines: str) -> str:

@@ -283,6 +283,23 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("list >&-", 0, ""),
+        ("list <&- >&-", 0, ""),
+        ("destroy --lab blue <&-", 2, "no terminal to ask on"),
+        ("down --to 9 --lab blue <&-", 2, "error: "),
+    ],
+)
+def test_closed_streams_are_no_fault(words: str, code: int, told: str, lab: Lab) -> None:
+    script = f"{sys.executable} -m stacklab {words}"
+    done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code
+    assert told in done.stderr if told else done.stderr == ""
+    assert "unexpected" not in done.stderr
+
+
 def test_the_work_goes_on_without_a_word_when_nobody_reads_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

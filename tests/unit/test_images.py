@@ -440,6 +440,11 @@ def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_whose_folder_cannot_be_made_is_not_tried_for_ever() -> None:
+    with pytest.raises(FileNotFoundError), lock.hold(Path("/proc/no/such/folder/blue"), "it"):
+        pass
+
+
 def test_a_lock_that_its_holder_takes_away_is_waited_for_all_the_same(tmp_path: Path) -> None:
     """Whoever waited for the file that has gone must not hold it beside one who has made it anew."""
     file = tmp_path / "locks" / "blue"
