@@ -40,7 +40,7 @@ from stacklab.plan import layers_to_apply
 from stacklab.provide.provider import Node, NodeState
 from stacklab.recipe import LAYER, deepest, first_packages, recipe, title_of
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
-from stacklab.restore import await_cloud, finish_thaw, images_at_hand, restore, store_of
+from stacklab.restore import await_cloud, finish_renewal, finish_thaw, images_at_hand, restore, store_of
 from stacklab.run import run_playbook
 from stacklab.steps import units_of_steps
 from stacklab.versions import keep_versions, refuse_gone
@@ -167,6 +167,7 @@ class Climb:
     def run(self) -> bool:
         """Do what is left to do; returns whether anything was."""
         finish_thaw(self.lab, self.store)
+        finish_renewal(self.lab)
         unfrozen = self.lab.settings.unfrozen
         if unfrozen:  # only what passes its checks is frozen, so they are made again
             self.lab.journal.forget(f"layer-{unfrozen}/")

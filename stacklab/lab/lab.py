@@ -102,6 +102,10 @@ class LabSettings(BaseModel):
     """By layer, the image that holds it as it was when it came up."""
     thawing: str = ""
     """The image that the lab is just being put on; it is to be done again when it was cut off."""
+    cloning: str = ""
+    """The image that it was made a copy of, until the command that makes all copies has ended."""
+    renewing: bool = False
+    """Whether it is a copy that is to have passwords of its own, and has none yet."""
     stepping_down: SteppingDown | None = None
     """What is just being taken off the lab's hosts; it is to be completed when it was cut off."""
 
