@@ -174,11 +174,14 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode))
 
 
-def _leave_closed_pipe() -> None:
-    """Have Python end without a word, and with the exit code of the work, where nobody reads its output."""
+def _leave_broken_output() -> None:
+    """Have Python end without a word more, and with the exit code of the work, where its output goes nowhere.
+
+    Nobody reads it, as with `| head`, or the disk is full, which was told.
+    """
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -188,6 +191,6 @@ def main() -> None:
     try:
         app(prog_name="stacklab")
     finally:
-        _leave_closed_pipe()
+        _leave_broken_output()
         # Python ends by looking for garbage in all that there is: a tenth of the time of a short command.
         gc.freeze()

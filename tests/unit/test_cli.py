@@ -288,16 +288,20 @@ def test_a_closed_pipe_ends_quietly() -> None:
     [
         ("list >&-", 0, ""),
         ("list <&- >&-", 0, ""),
+        ("list >/dev/full", 1, "error: no space left on the disk\n"),
         ("destroy --lab blue <&-", 2, "no terminal to ask on"),
         ("down --to 9 --lab blue <&-", 2, "error: "),
     ],
 )
-def test_closed_streams_are_no_fault(words: str, code: int, told: str, lab: Lab) -> None:
+def test_closed_streams_and_full_disks_are_no_fault(
+    words: str, code: int, told: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     script = f"{sys.executable} -m stacklab {words}"
     done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code
     assert told in done.stderr if told else done.stderr == ""
-    assert "unexpected" not in done.stderr
+    assert "unexpected" not in done.stderr and "OSError" not in done.stderr
 
 
 def test_the_work_goes_on_without_a_word_when_nobody_reads_on(
@@ -798,6 +802,15 @@ def test_what_images_are_removed_is_told_to_programs_too(home: Home, monkeypatch
     image = Store(home.cache / "images").ensure("layer", {"x": 1}, lambda folder: None)
     done = runner.invoke(app, ["images", "rm", image.name, "--output", "json"])
     assert json.loads(done.stdout) == {"image": image.name, "removed": True}
+
+
+def test_what_checkpoint_is_removed_is_told_to_programs_too(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stacklab.images.store.seal_in_background", lambda folder: None)
+    Store(lab.home.cache / "images").ensure("checkpoint", {"lab": "blue", "name": "a"}, lambda folder: None)
+    done = runner.invoke(app, ["checkpoint", "rm", "a", "--lab", "blue", "--output", "json"])
+    assert json.loads(done.stdout) == {"lab": "blue", "checkpoint": "a", "removed": True}
 
 
 def test_where_tempests_configuration_went_is_told_to_programs_too(

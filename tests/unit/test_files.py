@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+from stacklab.check.junit import write_junit
 from stacklab.files import write_asked
 
 
@@ -16,6 +18,13 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
     assert link.readlink() == file
     assert file.read_text() == "new"
     assert [each.name for each in file.parent.iterdir()] == [file.name]
+
+
+def test_a_report_goes_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("results.xml")
+    write_junit(tmp_path / "link", [], lab="blue", layers={}, began=datetime.now(UTC))
+    assert (tmp_path / "link").is_symlink()
+    assert "<testsuites" in (tmp_path / "results.xml").read_text()
 
 
 def test_a_device_is_written_into(tmp_path: Path) -> None:
