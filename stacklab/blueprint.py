@@ -368,7 +368,7 @@ def _topology(catalog: Catalog, request: UpRequest) -> Topology:
                 f"the topology '{topology.name}' says which nodes there are; --computes has nothing to count",
                 hint=f"--topology {COUNTED_TOPOLOGY}, or a node with `count:` in {topology.file}",
             )
-        if len(topology.machines(request.computes)) > MOST_NODES:
+        if topology.size(request.computes) > MOST_NODES:
             raise UsageError(f"a lab can have {MOST_NODES} nodes")
     return topology
 

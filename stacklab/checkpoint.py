@@ -3,17 +3,26 @@
 And clones, which start from one.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 
-from stacklab.blueprint import UpRequest, resolve
-from stacklab.errors import UsageError
-from stacklab.freeze import SECRETS, freeze
+from stacklab.blueprint import UpRequest
+from stacklab.errors import LabBusy, UsageError
+from stacklab.freeze import freeze
 from stacklab.images.store import Image, Store
 from stacklab.journal import Listener
 from stacklab.lab.lab import NAME, NAME_WORDS, Lab
-from stacklab.lab.secrets import renew_secrets
-from stacklab.restore import applied_keys, finish_thaw, made_of, restore, store_of
+from stacklab.restore import (
+    applied_keys,
+    finish_renewal,
+    finish_thaw,
+    made_of,
+    put,
+    restore,
+    start_and_await,
+    store_of,
+)
 from stacklab.versions import keep_versions, versions_kept
 
 CHECKPOINT = "checkpoint"
@@ -91,35 +100,48 @@ def clone(
     """Make labs that are copies of one, side by side with it; each shares all that it does not change.
 
     new_secrets: give each passwords of its own, which brings all its services up anew. memory: they go on
-    where the source is, instead of booting.
+    where the source is, instead of booting. What was cut off goes on, with copies of the same moment.
     Raises UsageError before anything is made when a name is taken.
     """
     store = store_of(source.home)
     labs = [Lab(source.home, name) for name in names]
+    asked = {"lab": source.name, "new_secrets": new_secrets}
+    begun = next((lab.settings.cloning for lab in labs if lab.exists), "")
+    if begun and not asked.items() <= store.get(begun).inputs.items():
+        begun = ""
     for lab in labs:
-        _refuse_taken(lab)
+        _refuse_taken(lab, begun)
     with store.kept():
         with source.locked():
             source.journal.subscribe(listener)
             finish_thaw(source, store)
-            image = _freeze(source, store, "", memory=memory)
-            settings = source.settings
+            about = {"memory": memory, "new_secrets": new_secrets}
+            image = store.get(begun) if begun else _freeze(source, store, "", **about)
+            made_as = {"thawing": image.name, "cloning": image.name, "renewing": new_secrets}
+            settings = source.settings.model_copy(update=made_as)
         for lab in labs:
             with lab.locked():
-                _refuse_taken(lab)  # it may have been made meanwhile
-                keep_versions(lab, versions_kept(source))
-                lab.save(settings.model_copy(update={"thawing": image.name}))
+                _refuse_taken(lab, begun)  # it may have been made meanwhile
                 lab.journal.subscribe(listener)
-                restore(lab, store, image)
-                if new_secrets:
-                    renew_secrets(lab.folder / SECRETS, resolve(lab, UpRequest(lab=lab.name)).services)
+                if not lab.exists or lab.settings.thawing:
+                    keep_versions(lab, versions_kept(source))
+                    lab.save(settings)
+                    put(lab, store, image)
+                if lab.settings.renewing or not new_secrets:  # its services have the passwords that it has
+                    start_and_await(lab)
+                finish_renewal(lab)
             if new_secrets:
                 _bring_up(lab, listener)
+        for lab in labs:
+            with contextlib.suppress(LabBusy), lab.locked():
+                if lab.exists:  # it is somebody's by now
+                    lab.save(lab.settings.model_copy(update={"cloning": ""}))
     return labs
 
 
-def _refuse_taken(lab: Lab) -> None:
-    if lab.exists and not lab.settings.thawing:
+def _refuse_taken(lab: Lab, begun: str) -> None:
+    """Raises UsageError where there is a lab, unless a clone that was cut off has made it of the image."""
+    if lab.exists and not (begun and lab.settings.cloning == begun):
         raise UsageError(f"there is a lab '{lab.name}' already", hint=f"stacklab destroy --lab {lab.name}")
 
 
@@ -137,13 +159,14 @@ def _bring_up(lab: Lab, listener: Listener) -> None:
     up(lab.home, UpRequest(lab=lab.name, layer=lab.settings.layer or None, offline=True), listener)
 
 
-def _freeze(lab: Lab, store: Store, name: str, *, memory: bool = False) -> Image:
+def _freeze(lab: Lab, store: Store, name: str, *, memory: bool = False, **about: bool) -> Image:
     inputs = {
         "lab": lab.name,
         "state": str(lab.home.state),
         "name": name,
         "time": time.time(),
         "made_of": _made_of(lab, store),
+        **about,
     }
     title = f"{lab.name}: {name}" if name else f"{lab.name}, cloned"
     return freeze(lab, store, CHECKPOINT, inputs, title=title, memory=memory)

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from stacklab import wheels
 from stacklab.blueprint import Blueprint, UpRequest, packages_traced, resolve_climb
 from stacklab.check import check_layer, is_healthy
+from stacklab.check.placement import RUNS, placement
 from stacklab.check.units import parse
 from stacklab.errors import StepFailed
 from stacklab.freeze import freeze
@@ -39,7 +40,7 @@ from stacklab.plan import layers_to_apply
 from stacklab.provide.provider import Node, NodeState
 from stacklab.recipe import LAYER, deepest, first_packages, recipe, title_of
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
-from stacklab.restore import await_cloud, finish_thaw, images_at_hand, restore, store_of
+from stacklab.restore import await_cloud, finish_renewal, finish_thaw, images_at_hand, restore, store_of
 from stacklab.run import run_playbook
 from stacklab.steps import units_of_steps
 from stacklab.versions import keep_versions, refuse_gone
@@ -79,13 +80,27 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
             return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
         if lab.exists:
             lab.refuse_lost_images()
-        host = preflight(home, blueprint, online=not request.offline)
+        running = brought_up(lab, blueprint) if lab.exists else frozenset[str]()
+        host = preflight(home, blueprint, running, online=not request.offline)
         _refuse_gone_versions(home, blueprint, online=not request.offline)
         keep_versions(lab, blueprint.versions)
         lab.save(blueprint.settings)
         lab.journal.subscribe(listener)
         climb = _climb_of(blueprint.settings.node_kind)(lab, blueprint, host, online=not request.offline)
         return climb.to_the_top(began)
+
+
+def brought_up(lab: Lab, blueprint: Blueprint) -> frozenset[str]:
+    """The services that run on the lab's nodes already, from a climb that was cut off before its checks."""
+    coming = tuple(each for each in blueprint.services if each.name not in lab.settings.services)
+    if not coming or lab.namespace.pid() is None:
+        return frozenset()
+    found = placement(lab, replace(blueprint, cuts=(coming,)))
+    states = {
+        service: [state for units in by_node.values() for state in units.values()]
+        for service, by_node in found.items()
+    }
+    return frozenset(service for service, each in states.items() if each and set(each) == {RUNS})
 
 
 def _climb_of(kind: str) -> "type[Climb]":
@@ -152,6 +167,7 @@ class Climb:
     def run(self) -> bool:
         """Do what is left to do; returns whether anything was."""
         finish_thaw(self.lab, self.store)
+        finish_renewal(self.lab)
         unfrozen = self.lab.settings.unfrozen
         if unfrozen:  # only what passes its checks is frozen, so they are made again
             self.lab.journal.forget(f"layer-{unfrozen}/")

@@ -26,6 +26,22 @@ def write_atomically(file: Path, content: str | bytes, *, mode: int = 0o644) -> 
         raise
 
 
+def write_asked(file: Path, content: str | bytes, *, mode: int = 0o644) -> None:
+    """Put `content` into a file that the user named: atomically, unless it is a device or a pipe.
+
+    A link stays, and what it leads to is written; so are /dev/stdout and its like.
+    """
+    if is_special(file):
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    else:
+        write_atomically(Path(os.path.realpath(file)), content, mode=mode)
+
+
+def is_special(file: Path) -> bool:
+    """Whether `file` is there and is no regular one: it can be written into, but not replaced."""
+    return file.exists() and not file.is_file()
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a tree, if it is there.
 

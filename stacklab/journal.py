@@ -178,6 +178,8 @@ class Journal:
             for listener in list(self._listeners):
                 try:
                     listener(event)
+                except BrokenPipeError:  # nobody reads that screen any more, as with `| head`
+                    self._listeners.remove(listener)
                 except Exception:  # a broken screen must not stop the work
                     _log.exception("a listener of the journal failed and is not called again")
                     self._listeners.remove(listener)

@@ -30,8 +30,8 @@ def hold(file: Path, subject: str, *, wait: bool = False, shared: bool = False) 
 def _locked(file: Path, how: int, subject: str) -> TextIO:
     """The file, open and locked; made anew as often as a holder before has taken it away."""
     while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
-            file.parent.mkdir(parents=True, exist_ok=True)
             handle = opened.enter_context(file.open("a+"))
             try:
                 fcntl.flock(handle, how)

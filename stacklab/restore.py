@@ -16,7 +16,7 @@ from stacklab.check.cloud import Cloud, pause_after
 from stacklab.check.health import concerned_service
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
-from stacklab.freeze import record_layers, thaw
+from stacklab.freeze import SECRETS, record_layers, thaw
 from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.guest import Guest, guest_inputs
@@ -25,7 +25,7 @@ from stacklab.images.usage import users
 from stacklab.journal import Listener
 from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import Lab
-from stacklab.lab.secrets import ensure_secrets
+from stacklab.lab.secrets import ensure_secrets, renew_secrets
 from stacklab.recipe import LAYER, changes, recipe
 from stacklab.render import Rendered, Renderer
 
@@ -58,6 +58,11 @@ def start(lab: Lab, listener: Listener) -> None:
     """
     store = store_of(lab.home)
     with lab.locked(), store.kept():
+        if lab.settings.renewing:
+            raise UsageError(
+                f"lab '{lab.name}' is a copy that was cut off before it had passwords of its own",
+                hint=f"stacklab up --lab {lab.name}   (gives it some)",
+            )
         lab.journal.subscribe(listener)
         finish_thaw(lab, store)
         start_and_await(lab)
@@ -112,6 +117,16 @@ def finish_thaw(lab: Lab, store: Store) -> None:
             hint=f"stacklab images import FILE, or stacklab destroy --lab {lab.name}",
         ) from error
     put(lab, store, image)
+
+
+def finish_renewal(lab: Lab) -> None:
+    """Give a copy that is to have passwords of its own these; nothing happens to another lab.
+
+    Its services have the old ones until `up` has brought them up anew.
+    """
+    if lab.settings.renewing:
+        renew_secrets(lab.folder / SECRETS, resolve(lab, UpRequest(lab=lab.name)).services)
+        lab.save(lab.settings.model_copy(update={"renewing": False}))
 
 
 def put(lab: Lab, store: Store, image: Image) -> None:

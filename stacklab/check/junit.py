@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from stacklab.check.result import CheckResult, CheckState
-from stacklab.files import write_atomically
+from stacklab.files import write_asked
 
 # What XML 1.0 cannot hold, even escaped; console logs are full of it.
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
@@ -44,7 +44,7 @@ def write_junit(
             said = ElementTree.SubElement(case, word, {"message": _clean(result.error)})
             said.text = _clean(result.detail) or None
     ElementTree.indent(top)
-    write_atomically(file, ElementTree.tostring(top, encoding="utf-8", xml_declaration=True))
+    write_asked(file, ElementTree.tostring(top, encoding="utf-8", xml_declaration=True))
 
 
 def _clean(text: str) -> str:

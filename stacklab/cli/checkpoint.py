@@ -95,5 +95,7 @@ def remove(
     from stacklab.lab import Lab
 
     checkpoint.remove(Lab.open(Home.from_environment(), lab), name)
-    if output is Output.TABLE:
+    if output is Output.JSON:
+        print_json({"lab": lab, "checkpoint": name, "removed": True})
+    else:
         typer.echo(f"Checkpoint {name} of lab {lab} is gone.")

@@ -1,13 +1,21 @@
 """`stacklab destroy`: remove a lab and all that it had."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stacklab.cli.options import LabOption, Output, OutputOption, Verbose, Yes, examples
+from stacklab.cli.options import (
+    LabOption,
+    Output,
+    OutputOption,
+    Verbose,
+    Yes,
+    confirm,
+    examples,
+    has_terminal,
+)
 from stacklab.cli.progress import progress
 from stacklab.cli.screen import print_json
 from stacklab.errors import UsageError
@@ -44,13 +52,12 @@ def destroy(
     if doomed.has_hosts and output is Output.TABLE:
         for line in what_stays(doomed):
             typer.echo(line, err=True)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError(
-                f"destroying lab {lab} has to be confirmed, and there is no terminal to ask on",
-                hint=f"stacklab destroy --lab {lab} --yes",
-            )
-        typer.confirm(f"Destroy lab {lab} with everything in it?", abort=True)
+    if not yes and not has_terminal():
+        raise UsageError(
+            f"destroying lab {lab} has to be confirmed, and there is no terminal to ask on",
+            hint=f"stacklab destroy --lab {lab} --yes",
+        )
+    confirm(f"Destroy lab {lab} with everything in it?", yes=yes)
     with (
         doomed.locked(),
         progress(home, output, verbose=verbose) if doomed.has_hosts else nullcontext() as screen,

@@ -26,7 +26,7 @@ def translate(error: BaseException, *, again: str, verbose: bool) -> StacklabErr
     """
     if isinstance(error, StacklabError):
         return error
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | typer.Abort):  # the latter at a question
         return Interrupted("interrupted", hint=again)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return StacklabError(
@@ -93,7 +93,7 @@ def _unexpected(error: BaseException, *, again: str, verbose: bool) -> StacklabE
 def _write_traceback(text: str) -> Path:
     """Write a traceback where it can be found later: in the cache, or else with the temporary files."""
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-"
-    for folder in (Home.from_environment().cache / "tracebacks", Path(tempfile.gettempdir())):
+    for folder in (Home.named().cache / "tracebacks", Path(tempfile.gettempdir())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, file = tempfile.mkstemp(prefix=name, suffix=".txt", dir=folder)
@@ -107,7 +107,7 @@ def _write_traceback(text: str) -> Path:
 
 def _is_ours(path: Path) -> bool:
     """Whether a path is in one of stacklab's own folders, or on the way to one."""
-    home = Home.from_environment()
+    home = Home.named()
     return any(path.is_relative_to(own) or own.is_relative_to(path) for own in (home.state, home.cache))
 
 

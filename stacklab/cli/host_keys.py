@@ -1,11 +1,11 @@
 """The keys of hosts that nobody knows: shown to the user, who says whether they are right."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
+from stacklab.cli.options import ask, has_terminal
 from stacklab.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ def asking(screen: Progress, *, always: bool) -> "Callable[[Sequence[HostKey]], 
     """
 
     def accept(keys: "Sequence[HostKey]") -> bool:
-        if not always and not sys.stdin.isatty():
+        if not always and not has_terminal():
             return False
         screen.__exit__(None, None, None)
         try:
             for key in keys:
                 where = f"{key.node.name} ({key.node.address}, port {key.node.port})"
                 typer.echo(f"host key of {where}: {key.algorithm} {key.fingerprint}", err=True)
-            return always or typer.confirm("Are these the right ones?", err=True)
+            return always or ask("Are these the right ones?")
         finally:
             screen.__enter__()
 

@@ -18,6 +18,8 @@ def list_(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None
     for lab in there:
         try:
             settings = lab.settings
+        except FileNotFoundError:  # it was destroyed just now
+            continue
         except LabDamaged as error:
             typer.echo(f"{error.message}; {error.hint}", err=True)
             continue

@@ -29,12 +29,12 @@ def lock(
 
     `stacklab up --locked FILE` builds those and no others.
     """
-    from stacklab.files import write_atomically
+    from stacklab.files import write_asked
     from stacklab.lab import Lab
     from stacklab.versions import versions_of
 
     versions = versions_of(Lab.open(Home.from_environment(), lab))
-    write_atomically(file, versions.yaml())
+    write_asked(file, versions.yaml())
     if output is Output.JSON:
         print_json(versions.model_dump())
     else:

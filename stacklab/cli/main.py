@@ -3,8 +3,9 @@
 import errno
 import gc
 import os
+import re
 import shlex
-from itertools import pairwise
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -68,7 +69,7 @@ class Stacklab(TyperGroup):
         as_json = _asks_for_json(arguments)
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except typer.Exit:
             raise
         except typer.TyperException as error:  # wrong usage, which Typer prints well by itself
             if not as_json:
@@ -101,8 +102,8 @@ class Stacklab(TyperGroup):
 def _asks_for_json(arguments: list[str]) -> bool:
     """Whether `--output json` is among the arguments of stacklab itself, not of a command that it runs."""
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    pairs = set(pairwise(own))
-    return bool(pairs & {("--output", "json"), ("-o", "json")} or {"--output=json", "-ojson"} & set(own))
+    words = "\n".join(["", *own, ""])
+    return re.search(r"\n(--output[\n=]|-[a-z]*o\n?)json\n", words) is not None
 
 
 app = typer.Typer(
@@ -164,10 +165,32 @@ def stacklab(
     """Build real OpenStack clouds for a lab, one layer at a time, on this machine."""
 
 
+def _open_closed_streams() -> None:
+    """Have /dev/null where standard input or output was closed: else the next file takes its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
+def _leave_broken_output() -> None:
+    """Have Python end without a word more, and with the exit code of the work, where its output goes nowhere.
+
+    Nobody reads it, as with `| head`, or the disk is full, which was told.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """The entry point of the program; always ends the process."""
+    _open_closed_streams()
     try:
         app(prog_name="stacklab")
     finally:
+        _leave_broken_output()
         # Python ends by looking for garbage in all that there is: a tenth of the time of a short command.
         gc.freeze()

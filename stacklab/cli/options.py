@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from stacklab.errors import StacklabError
+
 
 class Output(StrEnum):
     """Who reads the output: a person or a program."""
@@ -19,7 +21,7 @@ class Output(StrEnum):
 def _complete_lab(incomplete: str) -> list[str]:
     from stacklab.home import Home
 
-    labs = Home.from_environment().labs
+    labs = Home.named().labs
     try:
         return sorted(lab.name for lab in labs.glob("[a-z]*") if lab.name.startswith(incomplete))
     except OSError:  # no labs yet, or not root: no suggestions
@@ -43,7 +45,7 @@ def complete_image(incomplete: str) -> list[str]:
     """The images in the cache."""
     from stacklab.home import Home
 
-    files = (Home.from_environment().cache / "images").glob("*/image.json")
+    files = (Home.named().cache / "images").glob("*/image.json")
     return sorted(file.parent.name for file in files if file.parent.name.startswith(incomplete))
 
 
@@ -80,10 +82,24 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something is discarded; not where there is no terminal, as scripts say what they mean.
 
-    Raises typer.Abort when the answer is no.
+    Raises StacklabError when the answer is no.
     """
-    if not yes and sys.stdin.isatty():
-        typer.confirm(question, abort=True)
+    if not yes and has_terminal() and not ask(question):
+        raise StacklabError("the answer was no: nothing was changed")
+
+
+def ask(question: str) -> bool:
+    """Ask on the terminal, beside what is printed for programs. Raises typer.Abort on Ctrl-C and Ctrl-D."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        typer.echo(err=True)  # the line of the question
+        raise
+
+
+def has_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
 
 
 def examples(*lines: str) -> str:

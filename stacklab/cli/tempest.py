@@ -29,13 +29,13 @@ def tempest(
 
     In a folder that `tempest init` made; then `stacklab exec -- tempest run` tests the lab.
     """
-    from stacklab.files import write_atomically
+    from stacklab.files import write_asked
     from stacklab.lab import Lab
     from stacklab.tempest import tempest_conf
 
     whole = file.absolute()
     workspace = whole.parent.parent if whole.parent.name == "etc" else whole.parent
-    write_atomically(file, tempest_conf(Lab.open(Home.from_environment(), lab), workspace), mode=0o600)
+    write_asked(file, tempest_conf(Lab.open(Home.from_environment(), lab), workspace), mode=0o600)
     if output is Output.JSON:
         print_json({"file": file, "lab": lab})
     else:

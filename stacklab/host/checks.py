@@ -3,7 +3,7 @@
 `preflight` is what `up` runs before anything is built; `examine` is all of it, for `stacklab doctor`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -264,16 +264,19 @@ def judge(facts: Facts, needs: Needs) -> list[Finding]:
     return [check.run(facts, needs) for check in checks]
 
 
-def preflight(home: Home, blueprint: Blueprint, *, online: bool = True) -> HostFacts:
+def preflight(
+    home: Home, blueprint: Blueprint, running: Collection[str] = (), *, online: bool = True
+) -> HostFacts:
     """Check that this machine can build and run the lab, and return what templates may know of it.
 
-    A lab that stands is only looked at for what it still needs. Raises HostUnfit with all problems at once.
+    A lab that stands is only looked at for what it still needs. running: the services that a climb which was
+    cut off has brought up on its nodes. Raises HostUnfit with all problems at once.
     A lab of hosts takes nothing of this machine; the hosts have a preflight of their own.
     """
     if blueprint.settings.node_kind == HOST:
         return host_facts(home, blueprint.settings)
     facts = gather([home.state, home.cache])
-    needs, settings = _needs(home, blueprint), blueprint.settings
+    needs, settings = needs_beyond(running, home, blueprint), blueprint.settings
     is_climbing = settings.layer < blueprint.target
     here = replace(needs, memory=0, state=0) if settings.connect else needs
     findings = [*judge(facts, here), nodes_finding(blueprint)]
@@ -408,12 +411,15 @@ def nodes_finding(blueprint: Blueprint) -> Finding:
     return Finding("nodes", State.FAILED, what, advice)
 
 
-def _needs(home: Home, blueprint: Blueprint) -> Needs:
-    """What the lab still needs of the machine; services that came up earlier have their memory and room."""
-    standing = blueprint.settings.services
+def needs_beyond(running: Collection[str], home: Home, blueprint: Blueprint) -> Needs:
+    """What the lab still needs of the machine; services that came up earlier have their memory and room.
+
+    So have those that run now, and their nodes.
+    """
+    standing = {*blueprint.settings.services, *running}
     missing = [service for service in blueprint.services if service.name not in standing]
     images = not any((home.cache / "images").glob("packages-*"))
-    return needs_of(missing, images=images, nodes=len(blueprint.nodes))
+    return needs_of(missing, images=images, nodes=0 if running else len(blueprint.nodes))
 
 
 def _needs_root(check: Check) -> bool:

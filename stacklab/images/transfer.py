@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from stacklab.errors import StepFailed, UsageError
-from stacklab.files import remove_tree
+from stacklab.files import is_special, remove_tree
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal
 from stacklab.images.store import Image, Store, key_of
 
@@ -26,8 +26,11 @@ def export_image(store: Store, image: Image, file: Path) -> list[Image]:
     """Write an image, with all that a lab on it needs, into one file; returns what went in.
 
     It holds passwords: only its owner may read it. Raises StepFailed when it cannot be written; no half file
-    is left.
+    is left. Raises UsageError where there is something else than a file, such as a device.
     """
+    if is_special(file):
+        raise UsageError(f"{file} is no regular file, which is what an image is written into")
+    file = Path(os.path.realpath(file))
     try:
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # of mode 0600
     except OSError as error:

@@ -23,8 +23,9 @@ def users(home: Home, store: Store) -> Mapping[str, list[str]]:
     for state in sorted({home.state, *store.states()}):
         where = "" if state == home.state else f" in {state}"
         for lab in Lab.all(Home(state, home.cache)):
-            for name in sorted(images_of(lab, store)):
-                found.setdefault(name, []).append(f"lab {lab.name}{where}")
+            with contextlib.suppress(FileNotFoundError):  # it was destroyed just now
+                for name in sorted(images_of(lab, store)):
+                    found.setdefault(name, []).append(f"lab {lab.name}{where}")
     return found
 
 

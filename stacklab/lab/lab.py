@@ -102,6 +102,10 @@ class LabSettings(BaseModel):
     """By layer, the image that holds it as it was when it came up."""
     thawing: str = ""
     """The image that the lab is just being put on; it is to be done again when it was cut off."""
+    cloning: str = ""
+    """The image that it was made a copy of, until the command that makes all copies has ended."""
+    renewing: bool = False
+    """Whether it is a copy that is to have passwords of its own, and has none yet."""
     stepping_down: SteppingDown | None = None
     """What is just being taken off the lab's hosts; it is to be completed when it was cut off."""
 
@@ -152,8 +156,9 @@ class Lab:
 
     @classmethod
     def all(cls, home: Home) -> list["Lab"]:
-        """Every lab of this machine, by name."""
-        return [cls(home, file.parent.name) for file in sorted(home.labs.glob("[a-z]*/lab.yaml"))]
+        """Every lab of this machine, by name; not a folder beside them, such as default.bak."""
+        names = [file.parent.name for file in sorted(home.labs.glob("*/lab.yaml"))]
+        return [cls(home, name) for name in names if NAME.fullmatch(name)]
 
     @property
     def has_hosts(self) -> bool:
@@ -164,7 +169,7 @@ class Lab:
     def _kind(self) -> str:
         try:
             return self.settings.node_kind
-        except LabDamaged:  # it can still be stopped and destroyed
+        except (LabDamaged, FileNotFoundError):  # it can still be stopped and destroyed, or just was
             return HOST if (self.folder / "mark").exists() else "lxc"
 
     @property

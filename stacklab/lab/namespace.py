@@ -256,12 +256,17 @@ class Namespace:
             os.setsid()
             cgroups.join(self.group, os.getpid())
             _call("unshare", _CLONE_NEW)
+            recorded, go = os.pipe()
             pid = os.fork()
             if pid != 0:  # written here, not by the caller, who may be killed at any moment
                 record = {"pid": pid, "started": _start_time(pid), "boot": boot_id()}
                 self._record.write_text(json.dumps(record))
                 os.write(ready, f"{pid}\n".encode())
+                os.write(go, b"\n")
                 os._exit(0)
+            os.close(go)
+            if not os.read(recorded, 1):  # nobody would know of this lab
+                os._exit(1)
             os.set_inheritable(ready, True)
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):

@@ -165,9 +165,18 @@ class Topology(Root):
             for machine in node.machines(computes if "compute" in node.roles else None)
         )
 
+    def size(self, computes: int | None = None) -> int:
+        """How many machines there are: they may be too many to list. computes: as above."""
+        return sum(
+            (computes if computes and node.count and "compute" in node.roles else node.count) or 1
+            for node in self.nodes
+        )
+
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
-        found = [*_shared_names(self.nodes), *_wrong_counts(self.nodes)]
+        found = list(_wrong_counts(self.nodes))
+        if self.size() <= MOST_NODES:
+            found = [*_shared_names(self.nodes), *found]
         if found:
             raise all_wrong(found)
         return self

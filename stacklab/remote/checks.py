@@ -18,11 +18,21 @@ Complaint = tuple[str, str]
 
 
 @dataclass(frozen=True)
+class Coming:
+    """A service that is still to come to a host: its units there, and what it takes, in MiB."""
+
+    units: frozenset[str]
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What a lab wants of one host. Sizes in MiB.
 
     lab: the name under which the host knows it. packages, units, ports: of all services of the host. clouds:
-    the packages among them that are OpenStack itself. memory, disk: of the services that are still to come.
+    the packages among them that are OpenStack itself. memory, disk: of the services that are still to come,
+    of which `coming` has each.
     """
 
     node: Node
@@ -35,6 +45,7 @@ class Wanted:
     databases: frozenset[str] = frozenset()
     memory: int = 0
     disk: int = 0
+    coming: tuple[Coming, ...] = ()
     online: bool = True
 
 
@@ -64,6 +75,14 @@ def wanted(blueprint: Blueprint, node: Node, lab: str, *, online: bool) -> Wante
         ),
         memory=sum(service.needs.memory for service in coming.values()) + SYSTEM_MEMORY * bool(coming),
         disk=sum(service.needs.disk for service in coming.values()) + PACKAGES_DISK * bool(coming),
+        coming=tuple(
+            Coming(
+                frozenset(unit for part in parts_on(service, node).values() for unit in part.units),
+                service.needs.memory,
+                service.needs.disk,
+            )
+            for service in coming.values()
+        ),
         online=online,
     )
 
@@ -139,14 +158,32 @@ def _size(facts: Facts, lab: Wanted) -> Iterator[Complaint]:
             f"it has {_mib(facts.memory)} of memory, and the topology asks for {_mib(node.memory)}",
             "see `memory`",
         )
-    if facts.available < lab.memory:
+    memory, disk = _still_needed(facts, lab)
+    if facts.available < memory:
         yield (
-            f"{_mib(facts.available)} of memory are free, and its services take {_mib(lab.memory)}",
+            f"{_mib(facts.available)} of memory are free, and its services take {_mib(memory)}",
             "end other programs, or leave services out with --without",
         )
-    need = max(lab.disk, node.disk)
+    need = disk if _is_part(facts, lab) else max(disk, node.disk)
     if facts.disk < need:
         yield f"{_mib(facts.disk)} are free in /var/lib, and {_mib(need)} are needed", "make room"
+
+
+def _is_part(facts: Facts, lab: Wanted) -> bool:
+    """Whether a host is part of this lab already."""
+    return bool(facts.lab) and facts.lab == lab.lab
+
+
+def _still_needed(facts: Facts, lab: Wanted) -> tuple[int, int]:
+    """The memory and the room that services on a host still need.
+
+    Those that a climb which was cut off has brought up have theirs, and the packages are there.
+    """
+    active = {unit.name for unit in facts.units if unit.active and _is_part(facts, lab)}
+    left = [each for each in lab.coming if not each.units or not each.units <= active]
+    if len(left) == len(lab.coming):
+        return lab.memory, lab.disk
+    return sum(each.memory for each in left), sum(each.disk for each in left)
 
 
 def _clock(facts: Facts, lab: Wanted) -> Iterator[Complaint]:
@@ -248,7 +285,7 @@ FOREIGN: dict[str, Callable[[Facts, Wanted], Iterator[Complaint]]] = {
 
 def judge(facts: Facts, lab: Wanted) -> list[Finding]:
     """What speaks against a host, all of it. `warning`: what stacklab could not undo there."""
-    mine = bool(facts.lab) and facts.lab == lab.lab
+    mine = _is_part(facts, lab)
     checks = CHECKS if mine else {**CHECKS, **FOREIGN}
     found = [
         Finding(name, State.FAILED, what, advice)

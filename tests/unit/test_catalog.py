@@ -360,6 +360,16 @@ def test_alike_nodes_are_counted(tmp_path: Path) -> None:
     assert [node.name for node in counted.machines()] == ["brain", "rack-1", "rack-2"]
     assert [node.name for node in counted.machines(3)] == ["brain", "rack-1", "rack-2", "rack-3"]
     assert addresses(counted.machines(1)) == {"brain": "10.20.0.11", "rack-1": "10.20.0.12"}
+    assert [counted.size(), counted.size(3), counted.size(10**12)] == [3, 4, 10**12 + 1]
+
+
+def test_too_many_nodes_are_refused_without_a_list_of_them(tmp_path: Path) -> None:
+    write_topology(
+        tmp_path, "{name: brain, roles: [controller]", "{name: rack, count: 1000000000000, roles: [compute]"
+    )
+    with pytest.raises(ModelError) as raised:
+        Catalog.read([tmp_path])
+    assert "1000000000001 nodes are more than the 80" in raised.value.detail
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from stacklab.images import store as store_module
 from stacklab.images.store import Image, Store
 from stacklab.lab.lab import Lab, LabSettings
 from stacklab.provide.provider import Node
+from stacklab.restore import finish_renewal, start
 
 CONTROLLER = Node("controller", "10.20.0.11", ("controller",), 8192, 2)
 COMPUTE = Node("compute-1", "10.20.0.12", ("compute",), 3072, 2)
@@ -59,6 +60,18 @@ def saved(store: Store, settings: LabSettings = SETTINGS, **inputs: Any) -> Imag
         (folder / "lab" / "secrets.yaml").write_text("keystone: {admin: frozen}\n")
 
     return store.add(CHECKPOINT, {"lab": "blue", "name": "a", **inputs}, build, stands_on=[], title="blue: a")
+
+
+def test_a_lab_whose_up_was_cut_off_before_it_had_nodes_cannot_be_kept_or_cloned(lab: Lab) -> None:
+    lab.save(SETTINGS.model_copy(update={"layer": 0}))
+    for attempt in (
+        lambda: checkpoint.save(lab, "a", lambda _: None),
+        lambda: clone(lab, ["green"], lambda _: None),
+    ):
+        with pytest.raises(UsageError, match="lab 'blue' has no nodes yet") as refused:
+            attempt()
+        assert refused.value.hint == "stacklab up --lab blue"
+    assert not Lab(lab.home, "green").exists
 
 
 @pytest.mark.parametrize(
@@ -105,3 +118,81 @@ def test_a_lab_that_was_made_while_its_source_was_frozen_is_not_overwritten(
     with pytest.raises(UsageError, match="there is a lab 'student' already"):
         clone(lab, ["student"], lambda _: None)
     assert student.settings == SETTINGS
+
+
+class Students:
+    """What a clone does to labs, in words: it is cut off at the word that `cut` names."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = store
+        self.done: list[str] = []
+        self.cut = ""
+        monkeypatch.setattr(checkpoint, "freeze", self.freeze)
+        monkeypatch.setattr(checkpoint, "put", self.put)
+        monkeypatch.setattr(checkpoint, "start_and_await", lambda lab: self.note(f"start {lab.name}"))
+        monkeypatch.setattr(checkpoint, "_bring_up", lambda lab, _: self.note(f"up {lab.name}"))
+
+    def note(self, word: str) -> None:
+        if word == self.cut:
+            self.cut = ""
+            raise KeyboardInterrupt
+        self.done.append(word)
+
+    def freeze(self, lab: Lab, _store: Store, _kind: str, inputs: dict[str, Any], **_: Any) -> Image:
+        self.note("freeze")
+        return saved(self.store, **inputs)
+
+    def put(self, lab: Lab, _store: Store, _image: Image) -> None:
+        self.note(f"put {lab.name}")
+        (lab.folder / "secrets.yaml").write_text("keystone: {admin: frozen}\n")
+        lab.save(lab.settings.model_copy(update={"thawing": ""}))
+
+
+WHOLE = Node("controller", "10.20.0.11", ("controller", "network", "compute", "storage"), 8192, 2)
+WORK = ["freeze", *(f"{word} s-{number}" for number in (1, 2) for word in ("put", "start", "up"))]
+
+
+PLAIN = [word for word in WORK if not word.startswith("up")]
+
+
+@pytest.mark.parametrize(
+    ("cut", "new_secrets"), [*((cut, False) for cut in PLAIN), *((cut, True) for cut in WORK)]
+)
+def test_a_clone_that_was_cut_off_goes_on(
+    cut: str, new_secrets: bool, lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.save(SETTINGS.model_copy(update={"layer": 0, "nodes": (WHOLE,)}))
+    students = Students(store, monkeypatch)
+    students.cut = cut
+    names = ["s-1", "s-2"]
+    with pytest.raises(KeyboardInterrupt):
+        clone(lab, names, lambda _: None, new_secrets=new_secrets)
+    (*_, made) = clone(lab, names, lambda _: None, new_secrets=new_secrets)
+    assert list(dict.fromkeys(students.done)) == (WORK if new_secrets else PLAIN)
+    assert students.done.count("freeze") == students.done.count("put s-1") == 1
+    assert len(store.all(CHECKPOINT)) == 1
+    for name in names:
+        passwords = (Lab(lab.home, name).folder / "secrets.yaml").read_text()
+        assert ("frozen" not in passwords) is new_secrets
+    assert not made.settings.cloning
+    with pytest.raises(UsageError, match="there is a lab 's-1' already"):
+        clone(lab, names, lambda _: None, new_secrets=new_secrets)
+
+
+def test_a_copy_without_passwords_of_its_own_is_not_started_and_up_gives_it_some(
+    lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.save(SETTINGS.model_copy(update={"layer": 0, "nodes": (WHOLE,)}))
+    students = Students(store, monkeypatch)
+    students.cut = "start s-1"
+    with pytest.raises(KeyboardInterrupt):
+        clone(lab, ["s-1"], lambda _: None, new_secrets=True)
+    copy = Lab(lab.home, "s-1")
+    with pytest.raises(UsageError, match="before it had passwords of its own") as refused:
+        start(copy, lambda _: None)
+    assert refused.value.hint.startswith("stacklab up --lab s-1 ")
+    with pytest.raises(UsageError, match="there is a lab 's-1' already"):
+        clone(lab, ["s-1"], lambda _: None)  # that is another clone
+    finish_renewal(copy)
+    assert "frozen" not in (copy.folder / "secrets.yaml").read_text()
+    assert not copy.settings.renewing

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,9 +202,10 @@ def test_wrong_usage_ends_with_2_in_words_or_json() -> None:
         result = runner.invoke(app, arguments)
         assert result.exit_code == 2, arguments
         assert "Usage: stacklab" in result.stderr
-    result = runner.invoke(app, ["status", "--lob", "x", "-o", "json"])
-    assert result.exit_code == 2
-    assert json.loads(result.stderr)["error"]["kind"] == "UsageError"
+    for words in (["-o", "json"], ["-vo", "json"], ["-ojson"], ["-vojson"], ["--output=json"]):
+        result = runner.invoke(app, ["status", "--lob", "x", *words])
+        assert result.exit_code == 2
+        assert json.loads(result.stderr)["error"]["kind"] == "UsageError"
 
 
 def test_json_for_the_command_in_the_lab_is_not_json_for_stacklab() -> None:
@@ -261,10 +263,75 @@ def test_a_full_disk_and_missing_rights_are_named(monkeypatch: pytest.MonkeyPatc
     assert "next: sudo stacklab up" in result.stderr
 
 
+@pytest.mark.parametrize("variable", ["STACKLAB_STATE", "STACKLAB_CACHE"])
+@pytest.mark.parametrize("sign", [*" %\":,'\\\n$"])
+def test_a_path_that_tools_would_misread_is_refused_at_once(
+    variable: str, sign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"/srv/my{sign}clouds")
+    result = runner.invoke(app, ["list"])
+    assert result.exit_code == 2
+    assert variable in result.stderr and f"'{sign}'" in result.stderr
+    assert result.stderr.endswith(f"next: export {variable}=/srv/my-clouds\n")
+    unreadable = OSError(errno.EIO, "I/O error", "/srv/x")
+    assert runner.invoke(failing(unreadable), ["up"]).exit_code == 1  # an error is told all the same
+
+
 def test_a_closed_pipe_ends_quietly() -> None:
     script = f"{sys.executable} -m stacklab list --help | true"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("list >&-", 0, ""),
+        ("list <&- >&-", 0, ""),
+        ("list >/dev/full", 1, "error: no space left on the disk\n"),
+        ("destroy --lab blue <&-", 2, "no terminal to ask on"),
+        ("down --to 9 --lab blue <&-", 2, "error: "),
+    ],
+)
+def test_closed_streams_and_full_disks_are_no_fault(
+    words: str, code: int, told: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    script = f"{sys.executable} -m stacklab {words}"
+    done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code
+    assert told in done.stderr if told else done.stderr == ""
+    assert "unexpected" not in done.stderr and "OSError" not in done.stderr
+
+
+def test_the_work_goes_on_without_a_word_when_nobody_reads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from stacklab.cli.main import app, main
+from stacklab.cli.progress import Json
+from stacklab.journal import Journal
+
+@app.command()
+def work():
+    with Journal(Path({str(tmp_path / "journal.db")!r})) as journal:
+        journal.subscribe(Json())
+        journal.record("one")
+        journal.record("two")
+        print(len(journal.read()), file=sys.stderr)
+
+main()
+"""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    reader, pipe = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "work"], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (0, "2\n")
 
 
 # Labs
@@ -314,6 +381,26 @@ def test_list(lab: Lab) -> None:
     (only,) = json.loads(runner.invoke(app, ["list", "--output", "json"]).stdout)
     assert only["name"] == "blue"
     assert only["running"] is False
+
+
+@pytest.mark.parametrize("verb", ["list", "images ls", "images prune"])
+def test_a_folder_beside_the_labs_is_none_of_them(verb: str, lab: Lab) -> None:
+    shutil.copytree(lab.folder, lab.folder.with_name("blue.bak"))
+    result = runner.invoke(app, verb.split())
+    assert result.exit_code == 0, result.output
+    assert "blue.bak" not in result.output
+
+
+@pytest.mark.parametrize("verb", ["list", "images ls", "images prune"])
+def test_a_lab_that_is_destroyed_meanwhile_is_passed_over(
+    verb: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Lab.all(lab.home)
+    shutil.rmtree(lab.folder)
+    monkeypatch.setattr(Lab, "all", lambda _: there)
+    result = runner.invoke(app, verb.split())
+    assert result.exit_code == 0, result.output
+    assert "blue" not in result.output
 
 
 def test_list_without_labs_says_how_to_make_one() -> None:
@@ -468,12 +555,17 @@ def test_destroy_without_a_terminal_needs_yes(lab: Lab) -> None:
     assert lab.exists
 
 
-def answered(arguments: str, word: bytes = b"") -> int:
-    """The exit code of a verb on a terminal; its question, if it is to have one, is answered."""
+def answered(arguments: str, word: bytes = b"", output: Path | None = None) -> int:
+    """The exit code of a verb on a terminal; its question, if it is to have one, is answered.
+
+    output: takes standard output; all else comes from the terminal.
+    """
     import pty
 
     pid, terminal = pty.fork()
     if pid == 0:
+        if output:
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.execv(sys.executable, [sys.executable, "-m", "stacklab", *arguments.split(), "--lab", "blue"])
     seen = b""
     while word and b"?" not in seen:
@@ -487,6 +579,27 @@ def answered(arguments: str, word: bytes = b"") -> int:
 def test_destroy_on_a_terminal_asks(lab: Lab) -> None:
     assert answered("destroy", b"n\n") == 1
     assert lab.exists
+
+
+@pytest.mark.parametrize("verb", ["destroy", "down --to 1", "checkpoint restore nothing"])
+def test_a_question_is_no_output_and_to_leave_it_open_is_an_interrupt(
+    verb: str, lab: Lab, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    ctrl_d = b"\x04"  # Ctrl-C does the same, unless it comes just before Python reads
+    assert answered(f"{verb} --output json", ctrl_d, output) == 130
+    assert output.read_text().strip() == ""
+    assert lab.exists
+
+
+def test_no_and_ctrl_c_at_a_question_are_told_as_json() -> None:
+    for error, kind, code in (
+        (typer.Abort(), "Interrupted", 130),
+        (errors.StacklabError("the answer was no"), "StacklabError", 1),
+    ):
+        result = runner.invoke(failing(error), ["up", "--output", "json"])
+        told = json.loads(result.stderr)["error"]
+        assert (result.exit_code, told["kind"], told["exit_code"]) == (code, kind, code)
 
 
 @pytest.mark.parametrize("verb", ["down --to 2", "checkpoint restore nothing"])
@@ -689,6 +802,15 @@ def test_what_images_are_removed_is_told_to_programs_too(home: Home, monkeypatch
     image = Store(home.cache / "images").ensure("layer", {"x": 1}, lambda folder: None)
     done = runner.invoke(app, ["images", "rm", image.name, "--output", "json"])
     assert json.loads(done.stdout) == {"image": image.name, "removed": True}
+
+
+def test_what_checkpoint_is_removed_is_told_to_programs_too(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stacklab.images.store.seal_in_background", lambda folder: None)
+    Store(lab.home.cache / "images").ensure("checkpoint", {"lab": "blue", "name": "a"}, lambda folder: None)
+    done = runner.invoke(app, ["checkpoint", "rm", "a", "--lab", "blue", "--output", "json"])
+    assert json.loads(done.stdout) == {"lab": "blue", "checkpoint": "a", "removed": True}
 
 
 def test_where_tempests_configuration_went_is_told_to_programs_too(

@@ -11,14 +11,17 @@ import pytest
 from stacklab import climb as climb_module
 from stacklab import restore as restore_module
 from stacklab.blueprint import UpRequest, resolve, resolve_climb
-from stacklab.climb import Climb, up
+from stacklab.climb import Climb, brought_up, up
 from stacklab.errors import LabBusy, StepFailed
 from stacklab.home import Home
+from stacklab.host.checks import NODE_MEMORY, needs_beyond
 from stacklab.images import store as store_module
 from stacklab.images.guest import Guest
 from stacklab.images.store import Image, Store
 from stacklab.lab.lab import Lab
 from stacklab.lab.machine import MachineNetwork
+from stacklab.provide.lxc import LxcProvider
+from stacklab.provide.provider import NodeState
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
 from stacklab.restore import down
 from tests.unit.catalogs import write, write_profile, write_service
@@ -102,6 +105,28 @@ def test_units_that_cannot_be_stopped_are_told_and_units_that_never_came_are_not
     with pytest.raises(StepFailed, match="`systemctl` failed on node 'controller'") as failed:
         of._stop_gone_units(rendered)
     assert failed.value.detail == "old.service refuses"
+
+
+def test_what_a_climb_that_was_cut_off_has_brought_up_is_not_asked_for_twice(
+    lab: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LxcProvider, "state", lambda *_: NodeState.RUNNING)
+    services = Path(lab.settings.path[0]) / "services"
+    for name in ("two", "three"):
+        needs = "needs: {memory: 1000 MiB, disk: 500 MiB}\n"
+        parts = f"parts: {{controller: {{units: [{name}-api, {name}-worker]}}}}\n"
+        write(services / name / "service.yaml", f"version: 1\nname: {name}\ntitle: x\n{needs}{parts}")
+    write_profile(services.parent, "one", "two three")
+    states = "\n".join(f"ActiveState={state}\n" for state in ("active", "active", "active", "failed"))
+    write(lab.folder / "bin" / "systemctl", f"#!/bin/sh\ncat <<.\n{states}.\n")
+    blueprint = resolve_climb(lab, UpRequest(lab="blue", layer=2))
+    running = brought_up(lab, blueprint)
+    assert len(running) == 1
+    still = needs_beyond(running, lab.home, blueprint)
+    assert (still.memory, still.state) == (1000, 500)
+    assert needs_beyond((), lab.home, blueprint).memory == 2000 + NODE_MEMORY
+    lab.namespace.stop()
+    assert not brought_up(lab, blueprint)
 
 
 def test_what_another_command_is_about_to_change_is_not_read(lab: Played) -> None:

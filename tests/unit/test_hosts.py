@@ -195,6 +195,20 @@ def test_a_host_is_asked_for_what_its_roles_need() -> None:
     assert ours.memory > theirs.memory > 0 and ours.disk > 4096
 
 
+def test_what_a_host_has_from_a_climb_that_was_cut_off_is_not_asked_for_twice() -> None:
+    node = replace(NODE, disk=100_000)
+    want = wanted(blueprint([node]), node, "mark", online=True)
+    first = next(each for each in want.coming if each.units and each.memory)
+    units = [Unit(name, True, True) for name in first.units]
+    facts = Facts(lab="mark", available=want.memory - 1, disk=want.disk - 1, units=units)
+
+    def lacks(facts: Facts) -> list[str]:
+        return [finding.what for finding in judge(facts, want) if " are free" in finding.what]
+
+    assert lacks(facts) == []
+    assert len(lacks(replace(facts, lab=""))) == 2
+
+
 class _Server(paramiko.ServerInterface):
     """An SSH server that takes one user with one key, and answers every command with the same text.
 

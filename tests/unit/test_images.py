@@ -440,6 +440,11 @@ def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_whose_folder_cannot_be_made_is_not_tried_for_ever() -> None:
+    with pytest.raises(FileNotFoundError), lock.hold(Path("/proc/no/such/folder/blue"), "it"):
+        pass
+
+
 def test_a_lock_that_its_holder_takes_away_is_waited_for_all_the_same(tmp_path: Path) -> None:
     """Whoever waited for the file that has gone must not hold it beside one who has made it anew."""
     file = tmp_path / "locks" / "blue"
@@ -531,6 +536,17 @@ class TestTransfer:
     def test_where_no_file_can_be_made_is_told(self, store: Store, tmp_path: Path) -> None:
         with pytest.raises(StepFailed, match="could not be written"):
             export_image(store, add(store, "one"), tmp_path / "nowhere" / "one.stacklab")
+
+    def test_a_link_stays_and_what_is_no_file_is_refused(self, store: Store, tmp_path: Path) -> None:
+        layer, link = add(store, "one"), tmp_path / "link"
+        link.symlink_to("one.stacklab")
+        export_image(store, layer, link)
+        assert link.is_symlink()
+        assert (tmp_path / "one.stacklab").stat().st_size
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UsageError, match="no regular file"):
+            export_image(store, layer, tmp_path / "pipe")
+        assert (tmp_path / "pipe").is_fifo()
 
     def test_what_is_there_is_not_taken_again(
         self, exported: tuple[Path, list[str]], elsewhere: Store

@@ -1,0 +1,26 @@
+"""The namespaces of a lab, without nodes; takes a second."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stacklab.errors import HostUnfit
+from stacklab.lab import cgroups
+from stacklab.lab.namespace import Namespace
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+def test_a_lab_of_which_no_record_can_be_written_does_not_live(tmp_path: Path) -> None:
+    unknown = Namespace(tmp_path / "lab", "unknown")
+    (unknown.folder / "init.json").mkdir(parents=True)
+    with pytest.raises(HostUnfit, match="Is a directory"):
+        unknown.start()
+    groups = [each.mount_point / cgroups.PARENT / unknown.group for each in cgroups.hierarchies()]
+    try:
+        assert not any(group.exists() for group in groups)
+    finally:
+        for file in (file for group in groups for file in group.rglob("cgroup.procs")):
+            for pid in file.read_text().split():
+                os.kill(int(pid), 9)
+        cgroups.remove(unknown.group)
