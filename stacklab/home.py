@@ -44,8 +44,8 @@ class Home:
     def named(cls) -> "Home":
         """The same, whether or not it can be used: for those who only look."""
         return cls(
-            state=Path(os.environ.get("STACKLAB_STATE", DEFAULT_STATE)).absolute(),
-            cache=Path(os.environ.get("STACKLAB_CACHE", DEFAULT_CACHE)).absolute(),
+            state=Path(os.environ.get("STACKLAB_STATE") or DEFAULT_STATE).absolute(),
+            cache=Path(os.environ.get("STACKLAB_CACHE") or DEFAULT_CACHE).absolute(),
         )
 
     @property

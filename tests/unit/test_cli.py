@@ -29,7 +29,7 @@ from stacklab.cli.options import Verbose
 from stacklab.cli.plan import lines
 from stacklab.cli.request import requesting, up_command
 from stacklab.cli.screen import print_table
-from stacklab.home import Home
+from stacklab.home import DEFAULT_STATE, Home
 from stacklab.images import usage
 from stacklab.images.store import Store
 from stacklab.lab import Lab, LabSettings
@@ -275,6 +275,11 @@ def test_a_path_that_tools_would_misread_is_refused_at_once(
     assert result.stderr.endswith(f"next: export {variable}=/srv/my-clouds\n")
     unreadable = OSError(errno.EIO, "I/O error", "/srv/x")
     assert runner.invoke(failing(unreadable), ["up"]).exit_code == 1  # an error is told all the same
+
+
+def test_an_empty_variable_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACKLAB_STATE", "")
+    assert Home.named().state == DEFAULT_STATE
 
 
 def test_a_closed_pipe_ends_quietly() -> None:
