@@ -78,6 +78,8 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
 
             return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
         if lab.exists:
+            if not lab.settings.layer:  # there is nothing in its nodes yet that could be lost
+                lab.remove_lost_nodes()
             lab.refuse_lost_images()
         host = preflight(home, blueprint, online=not request.offline)
         _refuse_gone_versions(home, blueprint, online=not request.offline)

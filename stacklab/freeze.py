@@ -41,8 +41,9 @@ def freeze(
     memory: keep the memory of its nodes, too, which takes some seconds more.
 
     Raises StepFailed when the copy fails, a full disk for one; no image is left then, and the lab is
-    unharmed.
+    unharmed. Raises LabDamaged when what it stands on is not whole any more.
     """
+    lab.refuse_lost_images()
     nodes = lab.settings.nodes
 
     def build(folder: Path) -> None:

@@ -8,8 +8,8 @@
     packages-3f9c.../sealed          it has reached the disk
 
 An image is built in `.building-...` and renamed when it is complete. Writing gigabytes through to the disk is
-not waited for: an image that is not sealed is good until the machine reboots, and counts as absent after
-that.
+not waited for: an image that is not sealed is good until the machine reboots. After that it counts as absent
+until its digests were found to be right.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from typing import Any
 from stacklab import lock
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import boot_id, remove_tree, write_atomically
-from stacklab.images.digest import SEALED, seal_in_background
+from stacklab.images.digest import MANIFEST, SEALED, damage, seal_in_background
 
 _BUILDING = ".building-"
 _STATES = ".states"
@@ -147,6 +147,20 @@ class Store:
         """Whether an image of that full name is there, complete."""
         return self._read(self.folder / name) is not None
 
+    def secure(self, name: str) -> bool:
+        """Whether an image is there, complete; one whose sealing was cut off is sealed after all.
+
+        After a reboot that takes its digests: what reads as they say has reached the disk.
+        """
+        folder = self.folder / name
+        if self.holds(name):
+            if not (folder / SEALED).exists():
+                seal_in_background(folder)
+            return True
+        if (folder / MANIFEST).exists() and not damage(folder):
+            (folder / SEALED).touch()
+        return self.holds(name)
+
     def chain(self, image: Image) -> list[Image]:
         """The image and those it stands on, top first. Raises UsageError when one of them is not there."""
         return [image, *(self.get(name) for name in image.stands_on)]
@@ -183,9 +197,8 @@ class Store:
         final = self._folder(kind, key_of(inputs))
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock.hold(self._lock(final), f"the image {final.name}", wait=True):
-            found = self._read(final)
-            if found:
-                return found
+            if self.secure(final.name):
+                return self.get(final.name)
             self.make_way(final)
             for left in list(self.folder.glob(f"{_BUILDING}{final.name}-*")):
                 remove_tree(left)
@@ -207,9 +220,7 @@ class Store:
             finally:
                 remove_tree(building)
         seal_in_background(final)
-        image = self._read(final)
-        assert image is not None
-        return image
+        return self.get(final.name)
 
     def remove(self, image: Image) -> None:
         """Remove an image that nothing stands on.

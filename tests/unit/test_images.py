@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from stacklab import lock
-from stacklab.errors import LabBusy, StepFailed, UsageError
+from stacklab.errors import LabBusy, LabDamaged, StepFailed, UsageError
+from stacklab.freeze import freeze
 from stacklab.home import Home
 from stacklab.images import store as store_module
 from stacklab.images import transfer, usage
@@ -21,7 +22,7 @@ from stacklab.images.digest import MANIFEST, SEALED, damage, seal
 from stacklab.images.store import Image, Store
 from stacklab.images.transfer import export_image, import_images
 from stacklab.lab.lab import Lab, LabSettings
-from stacklab.provide.provider import Node
+from stacklab.provide.provider import Node, NodeState
 from stacklab.restore import store_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and overlay's attributes need root")
@@ -390,7 +391,8 @@ class TestUsage:
         store = store_of(home)
         made = add(store, "one")
         a_lab(home, "blue", made)
-        (made.folder / SEALED).unlink()
+        for file in (SEALED, MANIFEST):
+            (made.folder / file).unlink()
         monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
         with pytest.raises(StepFailed, match="in use") as failed:
             add(store, "one")
@@ -398,6 +400,50 @@ class TestUsage:
         assert made.tree.is_dir()
         Lab(home, "blue").destroy()
         assert add(store, "one").name == made.name
+
+    def test_a_lab_on_what_a_power_cut_has_left_of_an_image_is_damaged(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = store_of(home)
+        packages = chain(store)[1]
+        lab = a_lab(home, "blue", packages)
+        for file in (SEALED, MANIFEST):
+            (packages.folder / file).unlink()
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        with pytest.raises(LabDamaged, match="had not reached the disk") as failed:
+            freeze(lab, store, "checkpoint", {})
+        assert failed.value.detail == f"{packages.tree} (node 'controller')"
+        assert failed.value.hint.startswith("move them away and put them back (stacklab images import FILE")
+        lab.remove_lost_nodes()
+        lab.refuse_lost_images()
+        assert lab.provider.state(lab.controller) is NodeState.ABSENT
+        assert add(store, "packages", store.all("base")[0], kind="packages").name == packages.name
+        lab.journal.close()
+
+    def test_what_reads_as_its_digests_say_after_a_power_cut_is_whole(
+        self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, packages, _ = chain(store)
+        lab = a_lab(home, "blue", packages)
+        for image in (base, packages):
+            (image.folder / SEALED).unlink()
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        (base.tree / "etc/hostname").write_text("")
+        with pytest.raises(LabDamaged):
+            lab.refuse_lost_images()
+        (base.tree / "etc/hostname").write_text("node\n")
+        lab.refuse_lost_images()
+        assert store.holds(packages.name)
+
+    def test_a_lab_on_an_image_whose_sealing_was_killed_has_it_sealed(self, store: Store, home: Home) -> None:
+        made = add(store, "one")
+        lab = a_lab(home, "blue", made)
+        (made.folder / SEALED).unlink()
+        lab.refuse_lost_images()
+        assert (made.folder / SEALED).exists()
+        (made.folder / SEALED).unlink()
+        add(store, "one")
+        assert (made.folder / SEALED).exists()
 
     def test_a_lab_without_nodes_is_no_hindrance(self, store: Store, home: Home) -> None:
         a_lab(home, "blue")
