@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -24,6 +25,16 @@ def write_atomically(file: Path, content: str | bytes, *, mode: int = 0o644) -> 
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def reach_disk(files: Iterable[Path]) -> None:
+    """Return when what is in the files, and in folders the names, has reached the disk."""
+    for file in files:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_tree(folder: Path) -> None:
