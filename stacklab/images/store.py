@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,23 @@ class Store:
                 remove_tree(building)
         seal_in_background(final)
         return self.get(final.name)
+
+    def take(self, folders: Sequence[Path]) -> list[str]:
+        """Move complete images, which lie on the same disk, into the store where it has none of that name.
+
+        Returns the names of those. One that another process is building is waited for. Raises StepFailed, and
+        takes none, when a lab stands on what a reboot has left of one.
+        """
+        with ExitStack() as locks:
+            for folder in sorted(folders):
+                what = f"the image {folder.name}"
+                locks.enter_context(lock.hold(self._lock(folder), what, wait=True))
+            taken = [folder for folder in folders if not self.holds(folder.name)]
+            for folder in taken:
+                self.make_way(self.folder / folder.name)
+            for folder in taken:
+                folder.rename(self.folder / folder.name)
+        return [folder.name for folder in taken]
 
     def remove(self, image: Image) -> None:
         """Remove an image that nothing stands on.

@@ -87,16 +87,12 @@ def import_images(store: Store, file: Path) -> list[str]:
         broken = [f"{path.name}/{name}" for path in images for name in _damage(path)]
         if broken:
             raise UsageError(f"{file} is damaged", detail="\n".join(broken[:20]))
-        taken = [path for path in images if not store.holds(path.name)]
         # They carry the mark that they have reached the disk.
         subprocess.run(["sync", "--file-system", folder], check=True)
-        for path in taken:
-            store.make_way(store.folder / path.name)
-        for path in taken:
-            path.rename(store.folder / path.name)
+        taken = store.take(images)
         remove_tree(unpacked)
         unpacked.mkdir()
-    return [path.name for path in taken]
+    return taken
 
 
 def _contents(folder: Path) -> list[str]:

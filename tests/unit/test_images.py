@@ -588,6 +588,24 @@ class TestTransfer:
         (elsewhere.folder / lost / "image.json").unlink()  # a folder, and no image
         assert lost in import_images(elsewhere, file)
 
+    def test_an_image_that_is_built_meanwhile_is_waited_for_and_not_replaced(
+        self, exported: tuple[Path, list[str]], elsewhere: Store
+    ) -> None:
+        file, names = exported
+        taken: list[str] = []
+        importing = threading.Thread(target=lambda: taken.extend(import_images(elsewhere, file)))
+
+        def build_while_another_imports(folder: Path) -> None:
+            build(folder)
+            (folder / "mine").touch()
+            importing.start()
+            importing.join(1.0)
+
+        mine = elsewhere.ensure("guest", {"is": "guest"}, build_while_another_imports)
+        importing.join()
+        assert sorted(taken) == sorted(set(names) - {mine.name})
+        assert (mine.folder / "mine").exists()
+
     def test_it_counts_after_a_reboot(
         self, exported: tuple[Path, list[str]], elsewhere: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
