@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 from stacklab import lock
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import boot_id, remove_tree, write_atomically
+from stacklab.home import Home
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal_in_background
 
 _BUILDING = ".building-"
@@ -96,22 +97,29 @@ class Store:
     def kept(self) -> Iterator[None]:
         """Meanwhile nobody removes an image: for whoever is about to stand on one."""
         with lock.hold(self.folder / ".use.lock", "the store of images", wait=True, shared=True):
-            if self._state is not None:
-                record = self._record_of(self._state)
-                if not record.exists():
-                    write_atomically(record, str(self._state))
+            self._remember_state()
             yield
 
     def states(self) -> list[Path]:
-        """The folders of labs that may stand on these images: its own, and each that ever used the store."""
-        known = {Path(record.read_text()) for record in (self.folder / _STATES).glob("*.path")}
-        return sorted(known | ({self._state} if self._state is not None else set()))
+        """The folders whose labs may stand on these images: those that have used the store and have labs."""
+        found = []
+        for record in (self.folder / _STATES).glob("*.path"):
+            with suppress(FileNotFoundError):  # the last of its labs is just destroyed
+                found.append(Path(record.read_text()))
+        return sorted(found)
 
-    def forget_states(self) -> None:
-        """Forget the folders of labs that are gone."""
-        for state in self.states():
-            if not state.exists():
-                self._record_of(state).unlink(missing_ok=True)
+    def forget(self, state: Path) -> None:
+        """Forget a folder whose labs have all been destroyed, or are gone for good."""
+        self._record_of(state).unlink(missing_ok=True)
+        if state == self._state:
+            self._remember_state()  # another command may have made a lab just now, and seen the record
+
+    def _remember_state(self) -> None:
+        if self._state is None or not Home(self._state, self.folder).labs.is_dir():
+            return
+        record = self._record_of(self._state)
+        if not record.exists():
+            write_atomically(record, str(self._state))
 
     def _record_of(self, state: Path) -> Path:
         return self.folder / _STATES / f"{hashlib.sha256(str(state).encode()).hexdigest()[:16]}.path"

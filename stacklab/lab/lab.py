@@ -222,7 +222,10 @@ class Lab:
     def _tidy(self) -> None:
         """Take the lock of a lab that is not there away, and the folders of all labs where none is left."""
         self._lock.unlink(missing_ok=True)
-        for folder in (self.home.labs, self._lock.parent, self.home.state):
+        with suppress(OSError):
+            self.home.labs.rmdir()
+            Store(self.home.cache / "images", self.home.state).forget(self.home.state)
+        for folder in (self._lock.parent, self.home.state):
             with suppress(OSError):
                 folder.rmdir()
 

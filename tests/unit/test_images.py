@@ -338,8 +338,9 @@ class TestUsage:
     ) -> None:
         base, packages, layer = chain(store)
         other = Home(tmp_path / "other" / "state", home.cache)
+        lab = a_lab(other, "blue", packages)
         with Store(store.folder, other.state).kept():
-            lab = a_lab(other, "blue", packages)
+            pass
         assert usage.users(home, store)[packages.name] == [
             f"image {layer.name}",
             f"lab blue in {other.state}",
@@ -351,6 +352,46 @@ class TestUsage:
             lab.destroy()
         assert set(usage.prune(home, store, everything=True)) == {packages.name, base.name}
         assert store.states() == []
+
+    def test_nothing_goes_while_labs_cannot_be_seen(self, store: Store, home: Home, tmp_path: Path) -> None:
+        made = add(store, "one")
+        other = Home(tmp_path / "disk" / "state", home.cache)
+        a_lab(other, "blue", made)
+        with Store(store.folder, other.state).kept():
+            pass
+        (tmp_path / "disk").rename(tmp_path / "unmounted")
+        with pytest.raises(StepFailed, match=f"labs in {other.state} .* cannot be seen") as refused:
+            usage.prune(home, store, everything=True)
+        assert refused.value.hint.endswith(f"stacklab images prune --forget {other.state}")
+        with pytest.raises(StepFailed, match="cannot be seen"):
+            usage.remove_unused(home, store, made)
+        with Lab(other, "green").locked():  # nor is it forgotten by a lab that does not come into being there
+            pass
+        (tmp_path / "unmounted").rename(tmp_path / "disk")
+        assert usage.prune(home, store, everything=True) == []
+        with pytest.raises(UsageError, match="no labs in"):
+            usage.prune(home, store, everything=True, forget=[other.state])
+        shutil.rmtree(tmp_path / "disk")
+        assert usage.prune(home, store, everything=True, forget=[other.state]) == [made.name]
+        assert usage.prune(home, store, everything=True) == []
+
+    def test_a_state_folder_without_labs_is_not_missed(
+        self, store: Store, home: Home, tmp_path: Path
+    ) -> None:
+        other = Home(tmp_path / "other", home.cache)
+        others = Store(store.folder, other.state)
+        with others.kept():
+            pass
+        labs = [a_lab(other, name, add(store, "one")) for name in ("blue", "green")]
+        with others.kept():
+            pass
+        for lab in labs:
+            assert store.states() == [other.state]
+            with lab.locked():
+                lab.destroy()
+        assert store.states() == []
+        assert not other.state.exists()
+        assert len(usage.prune(home, store, everything=True)) == 1
 
     def test_prune_keeps_the_newest_of_each_title_and_named_checkpoints(
         self, store: Store, home: Home
