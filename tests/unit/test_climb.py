@@ -46,6 +46,13 @@ exec /bin/cat "$@"
 """
 
 
+DPKG_QUERY = """\
+#!/bin/sh
+shift 2
+printf 'installed %s\\n' "$@"
+"""
+
+
 class Played(Lab):
     """A lab whose nodes have the programs of its folder `bin`, and those of this machine."""
 
@@ -102,6 +109,23 @@ def test_units_that_cannot_be_stopped_are_told_and_units_that_never_came_are_not
     with pytest.raises(StepFailed, match="`systemctl` failed on node 'controller'") as failed:
         of._stop_gone_units(rendered)
     assert failed.value.detail == "old.service refuses"
+
+
+def test_an_installation_that_was_cut_off_is_done_again_though_all_packages_are_there(
+    lab: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(climb_module, "UNFINISHED", tmp_path / "enabled-before")
+    with (Path(lab.settings.path[0]) / "services" / "one" / "service.yaml").open("a") as service:
+        service.write("parts: {controller: {packages: [one, python3-one]}}\n")
+    write(lab.folder / "bin" / "dpkg-query", DPKG_QUERY).chmod(0o755)
+    of = climb(lab)
+    installed: list[str] = []
+    monkeypatch.setattr(of, "_install", lambda _node, packages, _layer: installed.extend(packages))
+    of._install_on(lab.controller, 1)
+    assert installed == []
+    (tmp_path / "enabled-before").touch()
+    of._install_on(lab.controller, 1)
+    assert installed == ["one", "python3-one"]
 
 
 def test_what_another_command_is_about_to_change_is_not_read(lab: Played) -> None:
