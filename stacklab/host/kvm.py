@@ -75,7 +75,7 @@ def is_nested() -> bool:
 
 def kernel_at_hand(cache: Path) -> Path | None:
     """The kernel of the newest guest that was built, or else this machine's own."""
-    guests = sorted((cache / "images").glob("guest-*/vmlinuz"), key=lambda file: file.stat().st_mtime)
+    guests = sorted((cache / "images").glob("guest-*/guest.vmlinuz"), key=lambda file: file.stat().st_mtime)
     own = Path(f"/boot/vmlinuz-{os.uname().release}")
     return guests[-1] if guests else own if own.is_file() else None
 
