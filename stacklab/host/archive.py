@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stacklab import lock
+from stacklab.children import BOUND
 from stacklab.errors import StepFailed
 from stacklab.host.apt import Mirror
 
@@ -108,7 +109,7 @@ class Archive:
         with lock.hold(self.state / ".lock", "the package cache", wait=True):
             environment = {**os.environ, "APT_CONFIG": str(self._configure()), "LC_ALL": "C.UTF-8"}
             done = subprocess.run(
-                command,
+                [*BOUND, *command],
                 cwd=folder or self._archives,
                 env=environment,
                 capture_output=True,

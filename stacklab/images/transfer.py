@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from stacklab.children import BOUND
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal
@@ -19,7 +20,7 @@ from stacklab.images.store import Image, Store, key_of
 
 CONTENTS = "contents.json"  # the names of the images; the first file, so that a file cut short is told
 # Overlay's whiteouts and its marks of replaced folders are devices and extended attributes.
-_TAR = ("tar", "--acls", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
+_TAR = (*BOUND, "tar", "--acls", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
 
 
 def export_image(store: Store, image: Image, file: Path) -> list[Image]:
