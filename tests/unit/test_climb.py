@@ -12,7 +12,7 @@ from stacklab import climb as climb_module
 from stacklab import restore as restore_module
 from stacklab.blueprint import UpRequest, resolve, resolve_climb
 from stacklab.climb import Climb, up
-from stacklab.errors import LabBusy, StepFailed
+from stacklab.errors import LabBusy, LabDamaged, StepFailed
 from stacklab.home import Home
 from stacklab.images import store as store_module
 from stacklab.images.guest import Guest
@@ -126,6 +126,24 @@ def test_an_installation_that_was_cut_off_is_done_again_though_all_packages_are_
     (tmp_path / "enabled-before").touch()
     of._install_on(lab.controller, 1)
     assert installed == ["one", "python3-one"]
+
+
+def test_a_new_lab_whose_images_are_lost_is_given_new_nodes(
+    lab: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def far_enough(*_: object, **__: object) -> None:
+        raise StepFailed("far enough")
+
+    monkeypatch.setattr(climb_module, "preflight", far_enough)
+    lab.save(lab.settings.model_copy(update={"node_kind": "lxc"}))
+    disk = lab.folder / "nodes" / lab.controller.name
+    write(disk / "lower", f"{lab.home.cache}/images/base-1/tree")
+    with pytest.raises(LabDamaged, match="images that have gone"):
+        up(lab.home, UpRequest(lab=lab.name), lambda _: None)
+    lab.save(lab.settings.model_copy(update={"layer": 0}))
+    with pytest.raises(StepFailed, match="far enough"):
+        up(lab.home, UpRequest(lab=lab.name), lambda _: None)
+    assert not disk.exists()
 
 
 def test_what_another_command_is_about_to_change_is_not_read(lab: Played) -> None:
