@@ -29,7 +29,13 @@ from stacklab.host.archive import Archive
 from stacklab.host.checks import host_facts, preflight
 from stacklab.images.base import base_inputs, ensure_base
 from stacklab.images.guest import Guest, build_guest, guest_inputs
-from stacklab.images.packages import Downloads, Installation, ensure_packages, packages_inputs
+from stacklab.images.packages import (
+    UNFINISHED,
+    Downloads,
+    Installation,
+    ensure_packages,
+    packages_inputs,
+)
 from stacklab.images.store import Image
 from stacklab.journal import Listener
 from stacklab.lab.access import ensure_keys, identity_files, ssh_options, wait_for_ssh
@@ -79,6 +85,8 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
 
             return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
         if lab.exists:
+            if not lab.settings.layer:  # there is nothing in its nodes yet that could be lost
+                lab.remove_lost_nodes()
             lab.refuse_lost_images()
         running = brought_up(lab, blueprint) if lab.exists else frozenset[str]()
         host = preflight(home, blueprint, running, online=not request.offline)
@@ -372,13 +380,14 @@ class Climb:
 
     def _install_on(self, node: Node, layer: int) -> None:
         wanted = self.blueprint.packages(self.blueprint.up_to(layer), node)
-        check = self.lab.run_on(
-            node.name, ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Package}\n", *wanted]
-        )
+        ask = f'test ! -e {UNFINISHED} || echo unfinished; exec dpkg-query "$@"'
+        show = ["--show", "--showformat=${db:Status-Status} ${Package}\n"]
+        check = self.lab.run_on(node.name, ["sh", "-c", ask, "sh", *show, *wanted])
         if check.returncode not in (0, 1):  # 1: it does not know some of them
             raise StepFailed(f"node '{node.name}' cannot be asked for its packages", detail=check.stderr)
-        present = {line.split()[1] for line in check.stdout.splitlines() if line.startswith("installed ")}
-        missing = [name for name in wanted if name not in present]
+        said = check.stdout.splitlines()
+        present = {line.split()[1] for line in said if line.startswith("installed ")}
+        missing = [name for name in wanted if name not in present or "unfinished" in said]
         if missing:
             self._install(node, missing, layer)
 

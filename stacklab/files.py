@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -40,6 +41,16 @@ def write_asked(file: Path, content: str | bytes, *, mode: int = 0o644) -> None:
 def is_special(file: Path) -> bool:
     """Whether `file` is there and is no regular one: it can be written into, but not replaced."""
     return file.exists() and not file.is_file()
+
+
+def reach_disk(files: Iterable[Path]) -> None:
+    """Return when what is in the files, and which names are in folders, has reached the disk."""
+    for file in files:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_tree(folder: Path) -> None:

@@ -41,8 +41,10 @@ def freeze(
     memory: keep the memory of its nodes, too, which takes some seconds more.
 
     Raises StepFailed when the copy fails, a full disk for one; no image is left then, and the lab is
-    unharmed. Raises UsageError where there are no nodes, as `up` was cut off before it made them.
+    unharmed. Raises UsageError where there are no nodes, as `up` was cut off before it made them, LabDamaged
+    when what they stand on is not whole any more.
     """
+    lab.refuse_lost_images()
     nodes = lab.settings.nodes
     if not lab.has_hosts and any(lab.provider.state(node) is NodeState.ABSENT for node in nodes):
         raise UsageError(f"lab '{lab.name}' has no nodes yet", hint=f"stacklab up --lab {lab.name}")

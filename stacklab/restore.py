@@ -113,7 +113,8 @@ def finish_thaw(lab: Lab, store: Store) -> None:
         image = store.get(lab.settings.thawing)
     except UsageError as error:
         raise StepFailed(
-            f"lab '{lab.name}' was being put on the image {lab.settings.thawing}, which has gone",
+            f"lab '{lab.name}' was being put on the image {lab.settings.thawing}, which has gone, "
+            "or had not reached the disk when the machine went off",
             hint=f"stacklab images import FILE, or stacklab destroy --lab {lab.name}",
         ) from error
     put(lab, store, image)

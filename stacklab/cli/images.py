@@ -89,15 +89,25 @@ def prune(
     everything: Annotated[
         bool, typer.Option("--all", help="Also what the next lab could start from.")
     ] = False,
+    forget: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="A state folder whose labs are gone for good. May be repeated."),
+    ] = None,
     output: OutputOption = Output.TABLE,
     verbose: Verbose = False,
 ) -> None:
-    """Remove what nothing needs: outdated images, and what interrupted builds left."""
+    """Remove what nothing needs: outdated images, and what interrupted builds left.
+
+    A state folder (STACKLAB_STATE) with labs that cannot be seen, as its disk is not mounted, is no reason to
+    remove what they need: prune refuses then.
+    """
     from stacklab.images import usage
     from stacklab.restore import store_of
 
     home = Home.from_environment()
-    gone = usage.prune(home, store_of(home), everything=everything)
+    gone = usage.prune(
+        home, store_of(home), everything=everything, forget=[path.absolute() for path in forget or ()]
+    )
     if output is Output.JSON:
         print_json(gone)
     else:

@@ -1,7 +1,7 @@
 """Packages of a suite, resolved and fetched by the host's apt with a state of its own.
 
 The host's own lists, package state and locks are neither read nor written, so a Debian 12 host can look into
-Debian 13 and nothing here waits for an `apt` that somebody else runs.
+Debian 13 and nothing here waits for an `apt` that somebody else runs, but for stacklab's own.
 """
 
 import os
@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from stacklab import lock
+from stacklab.children import BOUND
 from stacklab.errors import StepFailed
 from stacklab.host.apt import Mirror
 
@@ -103,15 +105,17 @@ class Archive:
         return self.state / "archives"
 
     def _run(self, *command: str, folder: Path | None = None) -> str:
-        environment = {**os.environ, "APT_CONFIG": str(self._configure()), "LC_ALL": "C.UTF-8"}
-        done = subprocess.run(
-            command,
-            cwd=folder or self._archives,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        # Others may build from the same state, and apt does not wait for its locks on it.
+        with lock.hold(self.state / ".lock", "the package cache", wait=True):
+            environment = {**os.environ, "APT_CONFIG": str(self._configure()), "LC_ALL": "C.UTF-8"}
+            done = subprocess.run(
+                [*BOUND, *command],
+                cwd=folder or self._archives,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         if done.returncode:
             what = f"{' '.join(command[:2])} failed for {self.pockets[0]}"
             raise StepFailed(what, detail=done.stderr.strip())

@@ -7,12 +7,14 @@ cache until the host's kernel or QEMU changes.
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from stacklab.children import BOUND
 from stacklab.files import write_atomically
 
 DEVICE = Path("/dev/kvm")
@@ -75,7 +77,7 @@ def is_nested() -> bool:
 
 def kernel_at_hand(cache: Path) -> Path | None:
     """The kernel of the newest guest that was built, or else this machine's own."""
-    guests = sorted((cache / "images").glob("guest-*/vmlinuz"), key=lambda file: file.stat().st_mtime)
+    guests = sorted((cache / "images").glob("guest-*/guest.vmlinuz"), key=lambda file: file.stat().st_mtime)
     own = Path(f"/boot/vmlinuz-{os.uname().release}")
     return guests[-1] if guests else own if own.is_file() else None
 
@@ -109,15 +111,14 @@ def boot(kernel: Path, *, accelerator: str = "kvm", seconds: float = SECONDS, pr
 
     accelerator: `tcg` boots it emulated, to tell a bad kernel from a bad KVM.
     """
-    try:
-        qemu = subprocess.Popen(
-            command(kernel, accelerator, program),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-    except FileNotFoundError:
+    if shutil.which(program) is None:
         return Proof(False, f"{program} is not installed")
+    qemu = subprocess.Popen(
+        [*BOUND, *command(kernel, accelerator, program)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert qemu.stdout is not None
     # Ends the reading below as well: a hung guest writes nothing more, and its pipe stays open until it dies.
     clock = threading.Timer(seconds, qemu.kill)

@@ -6,6 +6,7 @@ and the mark `sealed` once all has reached the disk. Run as `python -m stacklab.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -139,6 +140,15 @@ def _give_way() -> None:
         Path("/proc/self/autogroup").write_text("19")
 
 
+def _seal_once(folder: Path) -> None:
+    """Seal the image, unless another process does or has done it."""
+    handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it at our end
+        if not (folder / SEALED).exists():
+            seal(folder)
+
+
 if __name__ == "__main__":
     _give_way()
-    seal(Path(sys.argv[1]))
+    _seal_once(Path(sys.argv[1]))

@@ -18,7 +18,9 @@ from stacklab.images.command import run_logged
 from stacklab.images.store import Image, Store, key_of
 from stacklab.versions import Versions, installed
 
-REVISION = 1  # raise it when what is done below, or in templates/images/install-packages, changes
+REVISION = 2  # raise it when what is done below, or in templates/images/install-packages, changes
+# There in a system while packages are installed into it, and after that was cut off.
+UNFINISHED = "/var/lib/stacklab/enabled-before"
 
 
 @dataclass(frozen=True)

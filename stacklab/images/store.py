@@ -8,8 +8,8 @@
     packages-3f9c.../sealed          it has reached the disk
 
 An image is built in `.building-...` and renamed when it is complete. Writing gigabytes through to the disk is
-not waited for: an image that is not sealed is good until the machine reboots, and counts as absent after
-that.
+not waited for: an image that is not sealed is good until the machine reboots. After that it counts as absent
+until its digests were found to be right.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from typing import Any
 from stacklab import lock
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import boot_id, remove_tree, write_atomically
-from stacklab.images.digest import SEALED, seal_in_background
+from stacklab.home import Home
+from stacklab.images.digest import MANIFEST, SEALED, damage, seal_in_background
 
 _BUILDING = ".building-"
 _STATES = ".states"
@@ -96,22 +97,29 @@ class Store:
     def kept(self) -> Iterator[None]:
         """Meanwhile nobody removes an image: for whoever is about to stand on one."""
         with lock.hold(self.folder / ".use.lock", "the store of images", wait=True, shared=True):
-            if self._state is not None:
-                record = self._record_of(self._state)
-                if not record.exists():
-                    write_atomically(record, str(self._state))
+            self._remember_state()
             yield
 
     def states(self) -> list[Path]:
-        """The folders of labs that may stand on these images: its own, and each that ever used the store."""
-        known = {Path(record.read_text()) for record in (self.folder / _STATES).glob("*.path")}
-        return sorted(known | ({self._state} if self._state is not None else set()))
+        """The folders whose labs may stand on these images: those that have used the store and have labs."""
+        found = []
+        for record in (self.folder / _STATES).glob("*.path"):
+            with suppress(FileNotFoundError):  # the last of its labs is just destroyed
+                found.append(Path(record.read_text()))
+        return sorted(found)
 
-    def forget_states(self) -> None:
-        """Forget the folders of labs that are gone."""
-        for state in self.states():
-            if not state.exists():
-                self._record_of(state).unlink(missing_ok=True)
+    def forget(self, state: Path) -> None:
+        """Forget a folder whose labs have all been destroyed, or are gone for good."""
+        self._record_of(state).unlink(missing_ok=True)
+        if state == self._state:
+            self._remember_state()  # another command may have made a lab just now, and seen the record
+
+    def _remember_state(self) -> None:
+        if self._state is None or not Home(self._state, self.folder).labs.is_dir():
+            return
+        record = self._record_of(self._state)
+        if not record.exists():
+            write_atomically(record, str(self._state))
 
     def _record_of(self, state: Path) -> Path:
         return self.folder / _STATES / f"{hashlib.sha256(str(state).encode()).hexdigest()[:16]}.path"
@@ -146,6 +154,20 @@ class Store:
     def holds(self, name: str) -> bool:
         """Whether an image of that full name is there, complete."""
         return self._read(self.folder / name) is not None
+
+    def secure(self, name: str) -> bool:
+        """Whether an image is there, complete; one whose sealing was cut off is sealed after all.
+
+        After a reboot that takes its digests: what reads as they say has reached the disk.
+        """
+        folder = self.folder / name
+        if self.holds(name):
+            if not (folder / SEALED).exists():
+                seal_in_background(folder)
+            return True
+        if (folder / MANIFEST).exists() and not damage(folder):
+            (folder / SEALED).touch()
+        return self.holds(name)
 
     def chain(self, image: Image) -> list[Image]:
         """The image and those it stands on, top first. Raises UsageError when one of them is not there."""
@@ -183,9 +205,8 @@ class Store:
         final = self._folder(kind, key_of(inputs))
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock.hold(self._lock(final), f"the image {final.name}", wait=True):
-            found = self._read(final)
-            if found:
-                return found
+            if self.secure(final.name):
+                return self.get(final.name)
             self.make_way(final)
             for left in list(self.folder.glob(f"{_BUILDING}{final.name}-*")):
                 remove_tree(left)
@@ -207,9 +228,24 @@ class Store:
             finally:
                 remove_tree(building)
         seal_in_background(final)
-        image = self._read(final)
-        assert image is not None
-        return image
+        return self.get(final.name)
+
+    def take(self, folders: Sequence[Path]) -> list[str]:
+        """Move complete images, which lie on the same disk, into the store where it has none of that name.
+
+        Returns the names of those. One that another process is building is waited for. Raises StepFailed, and
+        takes none, when a lab stands on what a reboot has left of one.
+        """
+        with ExitStack() as locks:
+            for folder in sorted(folders):
+                what = f"the image {folder.name}"
+                locks.enter_context(lock.hold(self._lock(folder), what, wait=True))
+            taken = [folder for folder in folders if not self.holds(folder.name)]
+            for folder in taken:
+                self.make_way(self.folder / folder.name)
+            for folder in taken:
+                folder.rename(self.folder / folder.name)
+        return [folder.name for folder in taken]
 
     def remove(self, image: Image) -> None:
         """Remove an image that nothing stands on.

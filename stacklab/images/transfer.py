@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from stacklab.children import BOUND
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import is_special, remove_tree
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal
@@ -19,7 +20,7 @@ from stacklab.images.store import Image, Store, key_of
 
 CONTENTS = "contents.json"  # the names of the images; the first file, so that a file cut short is told
 # Overlay's whiteouts and its marks of replaced folders are devices and extended attributes.
-_TAR = ("tar", "--acls", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
+_TAR = (*BOUND, "tar", "--acls", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
 
 
 def export_image(store: Store, image: Image, file: Path) -> list[Image]:
@@ -90,16 +91,12 @@ def import_images(store: Store, file: Path) -> list[str]:
         broken = [f"{path.name}/{name}" for path in images for name in _damage(path)]
         if broken:
             raise UsageError(f"{file} is damaged", detail="\n".join(broken[:20]))
-        taken = [path for path in images if not store.holds(path.name)]
         # They carry the mark that they have reached the disk.
         subprocess.run(["sync", "--file-system", folder], check=True)
-        for path in taken:
-            store.make_way(store.folder / path.name)
-        for path in taken:
-            path.rename(store.folder / path.name)
+        taken = store.take(images)
         remove_tree(unpacked)
         unpacked.mkdir()
-    return [path.name for path in taken]
+    return taken
 
 
 def _contents(folder: Path) -> list[str]:

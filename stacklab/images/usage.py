@@ -1,10 +1,10 @@
 """Who uses an image, and what can go: an image stays while a lab or another image stands on it."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stacklab.errors import UsageError
+from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
 from stacklab.home import Home
 from stacklab.images.store import Image, Store
@@ -46,9 +46,11 @@ def images_of(lab: Lab, store: Store) -> set[str]:
 def remove_unused(home: Home, store: Store, image: Image) -> None:
     """Remove an image.
 
-    Raises UsageError, with who needs it, when something stands on it, or when somebody else has removed it.
+    Raises UsageError, with who needs it, when something stands on it, or when somebody else has removed it,
+    StepFailed while labs cannot be seen.
     """
     with store.cleared():
+        _refuse_unseen(home, store)
         image = store.get(image.name)
         needed = users(home, store)[image.name]
         if needed:
@@ -56,16 +58,21 @@ def remove_unused(home: Home, store: Store, image: Image) -> None:
         store.remove(image)
 
 
-def prune(home: Home, store: Store, *, everything: bool = False) -> list[str]:
+def prune(home: Home, store: Store, *, everything: bool = False, forget: Sequence[Path] = ()) -> list[str]:
     """Remove what nothing needs, and return the names.
 
     What a lab or another image stands on stays, checkpoints with a name, and the newest image of each title,
     from which the next lab may start; `everything` takes these last ones, too. What interrupted builds left
-    goes. Raises LabBusy while somebody builds an image or puts a lab on one.
+    goes. forget: state folders whose labs are gone for good. Raises LabBusy while somebody builds an image or
+    puts a lab on one, StepFailed while labs cannot be seen.
     """
     gone = []
     with store.cleared():
-        store.forget_states()
+        for state in forget:
+            if state not in _unseen(home, store):
+                raise UsageError(f"no labs in {state} are missed", hint="stacklab images prune")
+            store.forget(state)
+        _refuse_unseen(home, store)
         needed = users(home, store)
         for folder in list(store.leftovers()):
             if not needed.get(folder.name):
@@ -84,6 +91,23 @@ def prune(home: Home, store: Store, *, everything: bool = False) -> list[str]:
             for image in unused:
                 store.remove(image)
                 gone.append(image.name)
+
+
+def _unseen(home: Home, store: Store) -> list[Path]:
+    """The state folders that are not there, though their labs were not destroyed."""
+    return [state for state in store.states() if not Home(state, home.cache).labs.is_dir()]
+
+
+def _refuse_unseen(home: Home, store: Store) -> None:
+    """Raises StepFailed when labs cannot be seen: they may stand on any image."""
+    unseen = _unseen(home, store)
+    if unseen:
+        options = " ".join(f"--forget {state}" for state in unseen)
+        raise StepFailed(
+            f"the labs in {', '.join(map(str, unseen))} stand on images, and cannot be seen",
+            detail="\n".join(f"there is no {Home(state, home.cache).labs}" for state in unseen),
+            hint=f"mount the disk; or, if they are gone for good, stacklab images prune {options}",
+        )
 
 
 def _newest(store: Store) -> set[str]:

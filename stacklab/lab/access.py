@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stacklab.errors import Interrupted, StepFailed
-from stacklab.files import write_atomically
+from stacklab.files import reach_disk, write_atomically
 from stacklab.model.topology import SSH_PORT
 from stacklab.provide.provider import Node, NodeFile
 
@@ -66,7 +66,10 @@ def ensure_keys(lab: "Lab", nodes: tuple[Node, ...]) -> None:
     folder = lab.folder / "ssh"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in ("key", *(f"host-{node.name}" for node in nodes)):
-        if not (folder / name).exists():
+        pair = (folder / name, folder / f"{name}.pub")
+        if not all(half.exists() and half.stat().st_size for half in pair):  # a power cut leaves empty ones
+            for half in pair:
+                half.unlink(missing_ok=True)
             argv = [
                 "ssh-keygen",
                 "-q",
@@ -80,6 +83,7 @@ def ensure_keys(lab: "Lab", nodes: tuple[Node, ...]) -> None:
                 str(folder / name),
             ]
             subprocess.run(argv, check=True)
+            reach_disk(pair)
     known = [f"{node.address} {_public(folder / f'host-{node.name}')}\n" for node in nodes]
     write_atomically(folder / "known_hosts", "".join(known), mode=0o600)
 

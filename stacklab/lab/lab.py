@@ -30,6 +30,7 @@ from stacklab.errors import LabDamaged, StepFailed, Unreached, UsageError
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.host import kinds, kvm
+from stacklab.images.store import Store
 from stacklab.journal import Journal
 from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
@@ -226,7 +227,10 @@ class Lab:
     def _tidy(self) -> None:
         """Take the lock of a lab that is not there away, and the folders of all labs where none is left."""
         self._lock.unlink(missing_ok=True)
-        for folder in (self.home.labs, self._lock.parent, self.home.state):
+        with suppress(OSError):
+            self.home.labs.rmdir()
+            Store(self.home.cache / "images", self.home.state).forget(self.home.state)
+        for folder in (self._lock.parent, self.home.state):
             with suppress(OSError):
                 folder.rmdir()
 
@@ -342,18 +346,38 @@ class Lab:
         return bool(stopped)
 
     def refuse_lost_images(self) -> None:
-        """Raises LabDamaged when the disk of a node stands on an image that is not there any more."""
+        """Raises LabDamaged when the disk of a node stands on an image that is not there whole any more."""
+        lost = self._lost_images()
+        if lost:
+            why, first = "have gone: the cache was emptied or moved", ""
+            if any(tree.is_dir() for tree in lost):
+                why, first = "had not reached the disk when the machine went off", "move them away and "
+            raise LabDamaged(
+                f"lab '{self.name}' stands on images that {why}",
+                detail="\n".join(f"{tree} (node '{node}')" for tree, node in lost.items()),
+                hint=f"{first}put them back (stacklab images import FILE, or the folder from a backup), "
+                f"or stacklab destroy --lab {self.name}",
+            )
+
+    def remove_lost_nodes(self) -> None:
+        """Remove the nodes whose images are not there whole any more, for `up` to make them anew."""
+        lost = self._lost_images()
+        if lost and not self.is_elsewhere:
+            self.namespace.stop()
+            for node in set(lost.values()):
+                remove_tree(self.folder / "nodes" / node)
+
+    def _lost_images(self) -> dict[Path, str]:
+        """The trees that nodes stand on and that are not there whole any more, each with one such node."""
+        store = Store(self.home.cache / "images")
         lost: dict[Path, str] = {}
         for node in self.settings.nodes:
             with suppress(FileNotFoundError):  # it has no disk
-                lost |= {tree: node.name for tree in self.provider.image(node) if not tree.is_dir()}
-        if lost:
-            raise LabDamaged(
-                f"lab '{self.name}' stands on images that have gone: the cache was emptied or moved",
-                detail="\n".join(f"{tree} (node '{node}')" for tree, node in lost.items()),
-                hint="put them back (stacklab images import FILE, or the folder from a backup), "
-                f"or stacklab destroy --lab {self.name}",
-            )
+                for tree in reversed(self.provider.image(node)):  # an image is whole on a whole one only
+                    is_stored = tree.is_relative_to(store.folder)
+                    if not tree.is_dir() or (is_stored and not store.secure(store.name_of(tree))):
+                        lost[tree] = node.name
+        return lost
 
     def stop(self) -> None:
         """Shut the nodes down in order, the controller last, and end the lab's processes. Its disks stay."""

@@ -4,12 +4,28 @@ import io
 import subprocess
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from stacklab.children import BOUND
 from stacklab.errors import StepFailed
+from stacklab.files import reach_disk
 from stacklab.provide.provider import Node, NodeFile
+
+CREATED = "created"
+IMAGE = "lower"
+
+
+def is_made(disk: Path) -> bool:
+    """Whether the disk of a node, which is a folder, was made to its end and tells what it stands on."""
+    image = disk / IMAGE
+    return (disk / CREATED).exists() and image.exists() and image.stat().st_size > 0
+
+
+def mark_made(disk: Path, files: Iterable[Path]) -> None:
+    """Mark the disk of a node as made, when `files` of it have reached the disk of the machine."""
+    reach_disk([*files, disk])
+    (disk / CREATED).touch()
 
 
 def copy_disk(source: Path, target: Path, node: Node) -> None:

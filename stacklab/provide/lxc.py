@@ -12,18 +12,17 @@ from pathlib import Path
 import libvirt
 
 from stacklab.errors import UsageError
-from stacklab.files import remove_tree
+from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
 from stacklab.images.packages import Installation
 from stacklab.lab.cgroups import hierarchies, is_unified
 from stacklab.lab.namespace import Namespace
 from stacklab.model.topology import MANAGEMENT
-from stacklab.provide.disks import archive_of, copy_disk
+from stacklab.provide.disks import IMAGE, archive_of, copy_disk, is_made, mark_made
 from stacklab.provide.domains import ENDED, Domains, absent
 from stacklab.provide.provider import Node, NodeFile, NodeState
 
 DEVICES = ("/dev/net/tun", "/dev/kvm", "/dev/vhost-net")
-CREATED = "created"
 SHUTDOWN_SECONDS = 60.0
 # systemd takes SIGRTMIN+4 for "power off" (systemd(1)); `virsh shutdown` does not reach it.
 POWEROFF_SIGNAL = "RTMIN+4"
@@ -45,18 +44,20 @@ class LxcProvider:
     def create(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
         """Mount the node's overlay on `image` (root trees, top first) and put `files` into it."""
         disk = self._disk(node)
-        if disk.exists() and not (disk / CREATED).exists():  # an earlier call was cut off
+        if disk.exists() and not is_made(disk):  # an earlier call was cut off
             self.destroy(node)
         for part in ("upper", "work", "root"):
             (disk / part).mkdir(parents=True, exist_ok=True)
-        (disk / "lower").write_text("\n".join(map(str, image)))
+        write_atomically(disk / IMAGE, "\n".join(map(str, image)))
         self._mount(node)
         init = (data_dir() / "templates" / "nodes" / "lxc-init").read_text()
-        archive = archive_of({**files, "/usr/lib/stacklab/init": NodeFile(init, 0o755)})
+        files = {**files, "/usr/lib/stacklab/init": NodeFile(init, 0o755)}
         self._namespace.run(
-            ["tar", "--extract", "--no-overwrite-dir", "--directory", str(disk / "root")], stdin=archive
+            ["tar", "--extract", "--no-overwrite-dir", "--directory", str(disk / "root")],
+            stdin=archive_of(files),
         )
-        (disk / CREATED).touch()
+        written = (disk / "upper" / path.lstrip("/") for path in files)
+        mark_made(disk, filter(Path.is_file, written))  # not what a link of the image leads elsewhere
 
     def start(self, node: Node) -> bool:
         """Start the container. Its memory is never kept.
@@ -106,11 +107,11 @@ class LxcProvider:
                 if self._is_alive(domain):
                     return NodeState.RUNNING
                 domain.destroy()
-        return NodeState.STOPPED if (self._disk(node) / CREATED).exists() else NodeState.ABSENT
+        return NodeState.STOPPED if is_made(self._disk(node)) else NodeState.ABSENT
 
     def image(self, node: Node) -> list[Path]:
         """The lower directories of the node's overlay, top first."""
-        return [Path(line) for line in (self._disk(node) / "lower").read_text().splitlines()]
+        return [Path(line) for line in (self._disk(node) / IMAGE).read_text().splitlines()]
 
     def flush(self, node: Node) -> None:
         """Nothing is to be done: what a container writes is in the kernel that copies it."""
@@ -158,7 +159,7 @@ class LxcProvider:
         if self._is_mounted(node):
             return
         disk = self._disk(node)
-        lower = ":".join((disk / "lower").read_text().splitlines())
+        lower = ":".join((disk / IMAGE).read_text().splitlines())
         options = f"lowerdir={lower},upperdir={disk / 'upper'},workdir={disk / 'work'}"
         self._namespace.run(["mount", "-t", "overlay", "-o", options, "overlay", str(disk / "root")])
 

@@ -25,13 +25,11 @@ from stacklab.images.initramfs import cpio_of
 from stacklab.images.packages import Installation
 from stacklab.lab.namespace import Namespace
 from stacklab.model.topology import MANAGEMENT
-from stacklab.provide.disks import archive_of, copy_disk
+from stacklab.provide.disks import IMAGE, archive_of, copy_disk, is_made, mark_made
 from stacklab.provide.domains import ENDED, Domains, absent
 from stacklab.provide.provider import Node, NodeFile, NodeState
 
-CREATED = "created"
 MEMORY = "memory"  # there while the node is off and is to go on from it
-IMAGE = "lower"
 SHUTDOWN_SECONDS = 60.0
 
 Run = Callable[[str, Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -60,15 +58,15 @@ class VmProvider:
         qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image[0] / DISK, disk / DISK)
         if (image[0] / MEMORY).exists():
             (disk / MEMORY).symlink_to(image[0] / MEMORY)
-        (disk / CREATED).touch()
+        mark_made(disk, [disk / DISK])
 
     def _prepare(self, node: Node, image: Sequence[Path], files: Mapping[str, NodeFile]) -> None:
         """Make the node's folder, with what it stands on and the first file system."""
         disk = self._disk(node)
-        if disk.exists() and not (disk / CREATED).exists():  # an earlier call was cut off
+        if disk.exists() and not is_made(disk):  # an earlier call was cut off
             self.destroy(node)
         disk.mkdir(parents=True, exist_ok=True)
-        (disk / IMAGE).write_text("\n".join(map(str, image)))
+        write_atomically(disk / IMAGE, "\n".join(map(str, image)))
         # The kernel unpacks one archive after the other. It holds the node's keys: only root may read it.
         identity = cpio_of("identity.tar", archive_of(files))
         write_atomically(disk / INITRD, (image[-1] / INITRD).read_bytes() + identity, mode=0o600)
@@ -118,7 +116,7 @@ class VmProvider:
         """Running, stopped (its disk is there) or absent."""
         if self._namespace.pid() is not None and self._domains.is_active(self._name(node)):
             return NodeState.RUNNING
-        return NodeState.STOPPED if (self._disk(node) / CREATED).exists() else NodeState.ABSENT
+        return NodeState.STOPPED if is_made(self._disk(node)) else NodeState.ABSENT
 
     def image(self, node: Node) -> list[Path]:
         """The folders of the images that the node's disk stands on, top first."""

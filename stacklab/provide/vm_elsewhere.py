@@ -21,13 +21,13 @@ from stacklab.files import remove_tree, write_atomically
 from stacklab.images.disk import DISK, INITRD, SIZE_GIB, VMLINUZ
 from stacklab.images.packages import Installation
 from stacklab.lab.namespace import Namespace
+from stacklab.provide.disks import is_made, mark_made
 from stacklab.provide.domains import ENDED, NETWORKS, Domains, absent, is_active
 from stacklab.provide.elsewhere import Elsewhere
 from stacklab.provide.line import Line, temporary_line
 from stacklab.provide.pool import Pool
 from stacklab.provide.provider import Node, NodeFile, NodeState
 from stacklab.provide.vm import (
-    CREATED,
     Run,
     VmProvider,
     install_into,
@@ -92,14 +92,14 @@ class VmElsewhereProvider(VmProvider):
         A memory that the image has is left out: the node boots from its disk.
         """
         disk = self._disk(node)
-        if (disk / CREATED).exists():
+        if is_made(disk):
             return
         self._prepare(node, image, files)
         with self._pool() as pool:
             pool.upload(f"{self._name(node)}.initrd", disk / INITRD)  # first: it keeps what is there
             self._send_image(pool, image)
             pool.stand_on(self._volume(node), f"{_volume_of(image[0])}.qcow2", SIZE_GIB << 30)
-        (disk / CREATED).touch()
+        mark_made(disk, [])
 
     def start(self, node: Node) -> bool:
         """Start the virtual machine with its network cards plugged in here. Raises StepFailed.
@@ -148,7 +148,7 @@ class VmElsewhereProvider(VmProvider):
 
     def state(self, node: Node) -> NodeState:
         """Running when it is plugged in here and not held, stopped (it has a disk) or absent."""
-        if not (self._disk(node) / CREATED).exists():
+        if not is_made(self._disk(node)):
             return NodeState.ABSENT
         state = libvirt.VIR_DOMAIN_NOSTATE
         if self._is_plugged(node):

@@ -1,13 +1,16 @@
 """The package mirror is read from whatever the host's apt configuration looks like."""
 
+import os
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from stacklab.errors import HostUnfit
 from stacklab.host.apt import Mirror, acquire_options, find_mirror, missing_suite
+from stacklab.host.archive import Archive
 
 POCKETS = ("trixie", "trixie-updates", "trixie-security")
 KEYRING = "usr/share/keyrings/debian-archive-keyring.gpg"
@@ -171,3 +174,16 @@ def test_a_mirror_that_does_not_answer_is_named() -> None:
     mirror = Mirror(archive=("http://127.0.0.1:9/debian",))
     assert "does not answer" in missing_suite(mirror, "trixie")
     assert "http://127.0.0.1:9/debian" in missing_suite(mirror, "trixie")
+
+
+def test_one_apt_at_a_time_works_on_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apt refuses where another has its locks, as this stand-in for it does."""
+    apt = tmp_path / "bin" / "apt-get"
+    apt.parent.mkdir()
+    apt.write_text('#!/bin/sh\nmkdir "$APT_CONFIG.lock" && sleep 0.2 && rmdir "$APT_CONFIG.lock"\n')
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(apt.parent), prepend=os.pathsep)
+    archive = Archive(Mirror(("http://mirror.example/debian",)), POCKETS, tmp_path / "state")
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(archive.update) for _ in range(3)]:
+            done.result()

@@ -12,7 +12,7 @@ from stacklab import climb as climb_module
 from stacklab import restore as restore_module
 from stacklab.blueprint import UpRequest, resolve, resolve_climb
 from stacklab.climb import Climb, brought_up, up
-from stacklab.errors import LabBusy, StepFailed
+from stacklab.errors import LabBusy, LabDamaged, StepFailed
 from stacklab.home import Home
 from stacklab.host.checks import NODE_MEMORY, needs_beyond
 from stacklab.images import store as store_module
@@ -46,6 +46,13 @@ CAT = f"""\
 #!/bin/sh
 test "$1" = {STEPS_FILE} && set -- "$(dirname "$0")/steps.json"
 exec /bin/cat "$@"
+"""
+
+
+DPKG_QUERY = """\
+#!/bin/sh
+shift 2
+printf 'installed %s\\n' "$@"
 """
 
 
@@ -127,6 +134,41 @@ def test_what_a_climb_that_was_cut_off_has_brought_up_is_not_asked_for_twice(
     assert needs_beyond((), lab.home, blueprint).memory == 2000 + NODE_MEMORY
     lab.namespace.stop()
     assert not brought_up(lab, blueprint)
+
+
+def test_an_installation_that_was_cut_off_is_done_again_though_all_packages_are_there(
+    lab: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(climb_module, "UNFINISHED", tmp_path / "enabled-before")
+    with (Path(lab.settings.path[0]) / "services" / "one" / "service.yaml").open("a") as service:
+        service.write("parts: {controller: {packages: [one, python3-one]}}\n")
+    write(lab.folder / "bin" / "dpkg-query", DPKG_QUERY).chmod(0o755)
+    of = climb(lab)
+    installed: list[str] = []
+    monkeypatch.setattr(of, "_install", lambda _node, packages, _layer: installed.extend(packages))
+    of._install_on(lab.controller, 1)
+    assert installed == []
+    (tmp_path / "enabled-before").touch()
+    of._install_on(lab.controller, 1)
+    assert installed == ["one", "python3-one"]
+
+
+def test_a_new_lab_whose_images_are_lost_is_given_new_nodes(
+    lab: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def far_enough(*_: object, **__: object) -> None:
+        raise StepFailed("far enough")
+
+    monkeypatch.setattr(climb_module, "preflight", far_enough)
+    lab.save(lab.settings.model_copy(update={"node_kind": "lxc"}))
+    disk = lab.folder / "nodes" / lab.controller.name
+    write(disk / "lower", f"{lab.home.cache}/images/base-1/tree")
+    with pytest.raises(LabDamaged, match="images that have gone"):
+        up(lab.home, UpRequest(lab=lab.name), lambda _: None)
+    lab.save(lab.settings.model_copy(update={"layer": 0}))
+    with pytest.raises(StepFailed, match="far enough"):
+        up(lab.home, UpRequest(lab=lab.name), lambda _: None)
+    assert not disk.exists()
 
 
 def test_what_another_command_is_about_to_change_is_not_read(lab: Played) -> None:

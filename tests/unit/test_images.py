@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from stacklab import lock
-from stacklab.errors import LabBusy, StepFailed, UsageError
+from stacklab.errors import LabBusy, LabDamaged, StepFailed, UsageError
+from stacklab.freeze import freeze
 from stacklab.home import Home
 from stacklab.images import store as store_module
 from stacklab.images import transfer, usage
@@ -21,7 +22,7 @@ from stacklab.images.digest import MANIFEST, SEALED, damage, seal
 from stacklab.images.store import Image, Store
 from stacklab.images.transfer import export_image, import_images
 from stacklab.lab.lab import Lab, LabSettings
-from stacklab.provide.provider import Node
+from stacklab.provide.provider import Node, NodeState
 from stacklab.restore import store_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and overlay's attributes need root")
@@ -337,8 +338,9 @@ class TestUsage:
     ) -> None:
         base, packages, layer = chain(store)
         other = Home(tmp_path / "other" / "state", home.cache)
+        lab = a_lab(other, "blue", packages)
         with Store(store.folder, other.state).kept():
-            lab = a_lab(other, "blue", packages)
+            pass
         assert usage.users(home, store)[packages.name] == [
             f"image {layer.name}",
             f"lab blue in {other.state}",
@@ -350,6 +352,46 @@ class TestUsage:
             lab.destroy()
         assert set(usage.prune(home, store, everything=True)) == {packages.name, base.name}
         assert store.states() == []
+
+    def test_nothing_goes_while_labs_cannot_be_seen(self, store: Store, home: Home, tmp_path: Path) -> None:
+        made = add(store, "one")
+        other = Home(tmp_path / "disk" / "state", home.cache)
+        a_lab(other, "blue", made)
+        with Store(store.folder, other.state).kept():
+            pass
+        (tmp_path / "disk").rename(tmp_path / "unmounted")
+        with pytest.raises(StepFailed, match=f"labs in {other.state} .* cannot be seen") as refused:
+            usage.prune(home, store, everything=True)
+        assert refused.value.hint.endswith(f"stacklab images prune --forget {other.state}")
+        with pytest.raises(StepFailed, match="cannot be seen"):
+            usage.remove_unused(home, store, made)
+        with Lab(other, "green").locked():  # nor is it forgotten by a lab that does not come into being there
+            pass
+        (tmp_path / "unmounted").rename(tmp_path / "disk")
+        assert usage.prune(home, store, everything=True) == []
+        with pytest.raises(UsageError, match="no labs in"):
+            usage.prune(home, store, everything=True, forget=[other.state])
+        shutil.rmtree(tmp_path / "disk")
+        assert usage.prune(home, store, everything=True, forget=[other.state]) == [made.name]
+        assert usage.prune(home, store, everything=True) == []
+
+    def test_a_state_folder_without_labs_is_not_missed(
+        self, store: Store, home: Home, tmp_path: Path
+    ) -> None:
+        other = Home(tmp_path / "other", home.cache)
+        others = Store(store.folder, other.state)
+        with others.kept():
+            pass
+        labs = [a_lab(other, name, add(store, "one")) for name in ("blue", "green")]
+        with others.kept():
+            pass
+        for lab in labs:
+            assert store.states() == [other.state]
+            with lab.locked():
+                lab.destroy()
+        assert store.states() == []
+        assert not other.state.exists()
+        assert len(usage.prune(home, store, everything=True)) == 1
 
     def test_prune_keeps_the_newest_of_each_title_and_named_checkpoints(
         self, store: Store, home: Home
@@ -390,7 +432,8 @@ class TestUsage:
         store = store_of(home)
         made = add(store, "one")
         a_lab(home, "blue", made)
-        (made.folder / SEALED).unlink()
+        for file in (SEALED, MANIFEST):
+            (made.folder / file).unlink()
         monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
         with pytest.raises(StepFailed, match="in use") as failed:
             add(store, "one")
@@ -398,6 +441,50 @@ class TestUsage:
         assert made.tree.is_dir()
         Lab(home, "blue").destroy()
         assert add(store, "one").name == made.name
+
+    def test_a_lab_on_what_a_power_cut_has_left_of_an_image_is_damaged(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = store_of(home)
+        packages = chain(store)[1]
+        lab = a_lab(home, "blue", packages)
+        for file in (SEALED, MANIFEST):
+            (packages.folder / file).unlink()
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        with pytest.raises(LabDamaged, match="had not reached the disk") as failed:
+            freeze(lab, store, "checkpoint", {})
+        assert failed.value.detail == f"{packages.tree} (node 'controller')"
+        assert failed.value.hint.startswith("move them away and put them back (stacklab images import FILE")
+        lab.remove_lost_nodes()
+        lab.refuse_lost_images()
+        assert lab.provider.state(lab.controller) is NodeState.ABSENT
+        assert add(store, "packages", store.all("base")[0], kind="packages").name == packages.name
+        lab.journal.close()
+
+    def test_what_reads_as_its_digests_say_after_a_power_cut_is_whole(
+        self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, packages, _ = chain(store)
+        lab = a_lab(home, "blue", packages)
+        for image in (base, packages):
+            (image.folder / SEALED).unlink()
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        (base.tree / "etc/hostname").write_text("")
+        with pytest.raises(LabDamaged):
+            lab.refuse_lost_images()
+        (base.tree / "etc/hostname").write_text("node\n")
+        lab.refuse_lost_images()
+        assert store.holds(packages.name)
+
+    def test_a_lab_on_an_image_whose_sealing_was_killed_has_it_sealed(self, store: Store, home: Home) -> None:
+        made = add(store, "one")
+        lab = a_lab(home, "blue", made)
+        (made.folder / SEALED).unlink()
+        lab.refuse_lost_images()
+        assert (made.folder / SEALED).exists()
+        (made.folder / SEALED).unlink()
+        add(store, "one")
+        assert (made.folder / SEALED).exists()
 
     def test_a_lab_without_nodes_is_no_hindrance(self, store: Store, home: Home) -> None:
         a_lab(home, "blue")
@@ -557,6 +644,24 @@ class TestTransfer:
         lost = next(name for name in names if name.startswith("packages"))
         (elsewhere.folder / lost / "image.json").unlink()  # a folder, and no image
         assert lost in import_images(elsewhere, file)
+
+    def test_an_image_that_is_built_meanwhile_is_waited_for_and_not_replaced(
+        self, exported: tuple[Path, list[str]], elsewhere: Store
+    ) -> None:
+        file, names = exported
+        taken: list[str] = []
+        importing = threading.Thread(target=lambda: taken.extend(import_images(elsewhere, file)))
+
+        def build_while_another_imports(folder: Path) -> None:
+            build(folder)
+            (folder / "mine").touch()
+            importing.start()
+            importing.join(1.0)
+
+        mine = elsewhere.ensure("guest", {"is": "guest"}, build_while_another_imports)
+        importing.join()
+        assert sorted(taken) == sorted(set(names) - {mine.name})
+        assert (mine.folder / "mine").exists()
 
     def test_it_counts_after_a_reboot(
         self, exported: tuple[Path, list[str]], elsewhere: Store, monkeypatch: pytest.MonkeyPatch

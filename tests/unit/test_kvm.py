@@ -1,11 +1,13 @@
 """KVM is believed only when a kernel has booted with it, and only then remembered."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from stacklab.host import kvm
-from stacklab.host.kvm import Proof, boot
+from stacklab.host.kvm import Proof, boot, kernel_at_hand
+from stacklab.images.guest import Guest
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,15 @@ def test_no_qemu_is_no_proof() -> None:
 def test_no_device_needs_no_proof(tmp_path: Path) -> None:
     device = tmp_path / "kvm"
     assert kvm.known(tmp_path, device) == Proof(False, f"there is no {device}")
+
+
+def test_the_kernel_of_the_newest_guest_is_at_hand(tmp_path: Path) -> None:
+    kernels = [Guest.at(tmp_path / "images" / f"guest-{number}").kernel for number in (1, 2)]
+    for moment, kernel in enumerate(reversed(kernels)):
+        kernel.parent.mkdir(parents=True)
+        kernel.touch()
+        os.utime(kernel, (moment, moment))
+    assert kernel_at_hand(tmp_path) == kernels[0]
 
 
 def test_a_verdict_is_kept_until_kernel_or_qemu_change(

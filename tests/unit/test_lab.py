@@ -1,21 +1,29 @@
 """A lab by itself: its end, and what it does with several nodes at a time."""
 
+import os
 import socket
+import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from stacklab.errors import Interrupted
 from stacklab.home import Home
 from stacklab.lab import lab as lab_module
-from stacklab.lab.access import wait_for_ssh
+from stacklab.lab.access import ensure_keys, identity_files, wait_for_ssh
 from stacklab.lab.lab import Lab, LabSettings
-from stacklab.provide.provider import Node
+from stacklab.lab.namespace import Namespace
+from stacklab.provide.disks import CREATED, IMAGE
+from stacklab.provide.lxc import LxcProvider
+from stacklab.provide.provider import Node, NodeFile, NodeState
 from tests.unit.interrupts import ctrl_c_once
 
 SETTINGS = LabSettings(profile="p", release="r", topology="t", node_kind="lxc")
+NODE = Node("controller", "10.20.0.11", ("controller",), 0, 1)
 
 
 @pytest.fixture
@@ -87,3 +95,63 @@ def test_the_first_error_is_raised_when_all_nodes_are_done(home: Home) -> None:
     with pytest.raises(ValueError, match="quick"):
         lab.at_once(work, nodes)
     assert done.is_set()
+
+
+@pytest.mark.parametrize("kind", ["lxc", "vm"])
+def test_a_node_whose_disk_does_not_tell_what_it_stands_on_was_not_made(home: Home, kind: str) -> None:
+    """So a power cut leaves a file that was just written."""
+    lab = make(home, "blue")
+    lab.save(SETTINGS.model_copy(update={"node_kind": kind}))
+    disk = lab.folder / "nodes" / NODE.name
+    (disk / CREATED).touch()
+    (disk / IMAGE).write_text("/images/base-1/tree")
+    assert lab.provider.state(NODE) is NodeState.STOPPED
+    (disk / IMAGE).write_text("")
+    assert lab.provider.state(NODE) is NodeState.ABSENT
+
+
+class NoNamespace:
+    """The namespace of a lab that is off; in place of an overlay, the upper directory is all of the root."""
+
+    def pid(self) -> None:
+        return None
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"") -> str:
+        if argv[0] == "mount":
+            root = Path(argv[-1])
+            root.rmdir()
+            root.symlink_to(root.with_name("upper"))
+        elif argv[0] == "tar":
+            subprocess.run(argv, input=stdin, check=True)
+        return ""
+
+
+def test_what_makes_a_node_has_reached_the_disk_before_the_node_counts_as_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = LxcProvider(cast(Namespace, NoNamespace()), tmp_path)
+    disk, synced, fsync = tmp_path / NODE.name, set(), os.fsync
+
+    def watched(handle: int) -> None:
+        assert not (disk / CREATED).exists()
+        synced.add(os.stat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    provider.create(NODE, [tmp_path / "base"], {"/etc/hostname": NodeFile("controller")})
+    assert (disk / CREATED).exists()
+    made = (IMAGE, "upper/etc/hostname", "upper/usr/lib/stacklab/init")
+    assert {(disk / name).stat().st_ino for name in made} <= synced
+
+
+@pytest.mark.parametrize("half", ["key", "key.pub", "host-controller", "host-controller.pub"])
+def test_a_key_that_a_power_cut_has_emptied_is_made_anew(home: Home, half: str) -> None:
+    lab = make(home, "blue")
+    ensure_keys(lab, (NODE,))
+    before = identity_files(lab, NODE)
+    ensure_keys(lab, (NODE,))
+    keys = [path for path in before if "key" in path]
+    assert [before[path] for path in keys] == [identity_files(lab, NODE)[path] for path in keys]
+    (lab.folder / "ssh" / half).write_text("")
+    ensure_keys(lab, (NODE,))
+    assert all(file.stat().st_size for file in (lab.folder / "ssh").iterdir())

@@ -12,8 +12,9 @@ from stacklab.home import Home
 from stacklab.images.store import Store
 from stacklab.lab.lab import Lab, LabSettings
 from stacklab.lab.namespace import Namespace
+from stacklab.provide.disks import CREATED
 from stacklab.provide.provider import Node, NodeState
-from stacklab.provide.vm import CREATED, MEMORY, VmProvider
+from stacklab.provide.vm import MEMORY, VmProvider
 
 NODES = tuple(Node(name, "", ("compute",), 512, 1, kind="vm") for name in ("one", "two", "three"))
 

@@ -38,7 +38,7 @@ def lab(tmp_path: Path) -> Lab:
     lab.save(fresh.settings.model_copy(update={"layer": 2, "node_kind": "lxc"}))
     write(lab.folder / "secrets.yaml", "{}")
     write(lab.folder / "nodes" / "controller" / "created", "")
-    write(lab.folder / "nodes" / "controller" / "lower", "")
+    write(lab.folder / "nodes" / "controller" / "lower", str(tmp_path))
     return lab
 
 
