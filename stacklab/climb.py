@@ -84,7 +84,7 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
             from stacklab.remote.climb import up_on_hosts
 
             return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
-        if lab.exists:
+        if lab.exists and not lab.settings.thawing:  # whose nodes are about to be put on another image
             if not lab.settings.layer:  # there is nothing in its nodes yet that could be lost
                 lab.remove_lost_nodes()
             lab.refuse_lost_images()
