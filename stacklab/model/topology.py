@@ -37,6 +37,11 @@ class LabNetwork:
     end: str | None = None
 
     @property
+    def address(self) -> str:
+        """The network's own address, the first one."""
+        return str(IPv4Network(self.cidr).network_address)
+
+    @property
     def prefix(self) -> int:
         """The length of the network's prefix, in bits."""
         return IPv4Network(self.cidr).prefixlen

@@ -17,7 +17,7 @@ from stacklab.home import data_dir
 from stacklab.images.packages import Installation
 from stacklab.lab.cgroups import hierarchies, is_unified
 from stacklab.lab.namespace import Namespace
-from stacklab.model.topology import MANAGEMENT
+from stacklab.model.topology import MANAGEMENT, PROVIDER
 from stacklab.provide.disks import IMAGE, archive_of, copy_disk, is_made, mark_made
 from stacklab.provide.domains import ENDED, Domains, absent
 from stacklab.provide.provider import Node, NodeFile, NodeState
@@ -71,7 +71,8 @@ class LxcProvider:
             "lxc.xml.j2",
             node=node,
             root=self._disk(node) / "root",
-            prefix=MANAGEMENT.prefix,
+            management=MANAGEMENT,
+            provider=PROVIDER,
             cgroup_v1=not is_unified(hierarchies()),
             devices=[device for device in DEVICES if Path(device).exists()],
         )

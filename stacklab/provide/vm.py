@@ -24,7 +24,7 @@ from stacklab.images.disk import DISK, INITRD, VMLINUZ
 from stacklab.images.initramfs import cpio_of
 from stacklab.images.packages import Installation
 from stacklab.lab.namespace import Namespace
-from stacklab.model.topology import MANAGEMENT
+from stacklab.model.topology import MANAGEMENT, PROVIDER
 from stacklab.provide.disks import IMAGE, archive_of, copy_disk, is_made, mark_made
 from stacklab.provide.domains import ENDED, Domains, absent
 from stacklab.provide.provider import Node, NodeFile, NodeState
@@ -218,7 +218,8 @@ class VmProvider:
             "vm.xml.j2",
             node=node,
             kvm=self._kvm(),
-            address=f"{node.address}/{MANAGEMENT.prefix}",
+            management=MANAGEMENT,
+            provider=PROVIDER,
             number=number_of(node),
             wires=wires,
             **values,

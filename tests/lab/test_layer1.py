@@ -112,6 +112,11 @@ class TestOneLab:
         said = wait_for("SSH to the instance", lambda: ssh(layer1, key, address, "uname"), IMAGE_SECONDS)
         assert said.strip() == "Linux"
 
+    def test_the_instance_reaches_the_apis(self, layer1: TestLab, probe: dict[str, Any], key: Path) -> None:
+        (address,) = probe["addresses"]["provider"]
+        said = ssh(layer1, key, address, "wget", "-qO-", "http://10.20.0.11:5000/v3")
+        assert json.loads(said)["version"]["status"] == "stable"
+
     def test_verify_finds_the_cloud_well(self, layer1: TestLab, tmp_path: Path) -> None:
         report = tmp_path / "verify.xml"
         layer1.run("verify", "--junit", str(report))
