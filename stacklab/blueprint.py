@@ -10,7 +10,8 @@ from pathlib import Path
 
 from stacklab.errors import ModelError, Problem, StepFailed, UsageError
 from stacklab.host.kinds import KINDS, best
-from stacklab.lab.lab import HOST, Lab, LabSettings, nodes_of
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import HOST, LabSettings, nodes_of
 from stacklab.model.catalog import Catalog, is_source
 from stacklab.model.release import Release
 from stacklab.model.service import Part, Service

@@ -11,6 +11,7 @@ from stacklab.blueprint import UpRequest
 from stacklab.errors import LabBusy, UsageError
 from stacklab.freeze import freeze
 from stacklab.images.store import Image, Store
+from stacklab.images.usage import store_of
 from stacklab.journal import Listener
 from stacklab.lab.lab import NAME, NAME_WORDS, Lab
 from stacklab.restore import (
@@ -21,7 +22,6 @@ from stacklab.restore import (
     put,
     restore,
     start_and_await,
-    store_of,
 )
 from stacklab.versions import keep_versions, versions_kept
 

@@ -37,16 +37,18 @@ from stacklab.images.packages import (
     packages_inputs,
 )
 from stacklab.images.store import Image
+from stacklab.images.usage import store_of
 from stacklab.journal import Listener
 from stacklab.lab.access import ensure_keys, identity_files, ssh_options, wait_for_ssh
-from stacklab.lab.lab import HOST, Lab
+from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import ensure_secrets
+from stacklab.lab.settings import HOST
 from stacklab.model.release import Release
 from stacklab.plan import layers_to_apply
 from stacklab.provide.provider import Node, NodeState
 from stacklab.recipe import LAYER, deepest, first_packages, recipe, title_of
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
-from stacklab.restore import await_cloud, finish_renewal, finish_thaw, images_at_hand, restore, store_of
+from stacklab.restore import await_cloud, finish_renewal, finish_thaw, images_at_hand, restore
 from stacklab.run import run_playbook
 from stacklab.steps import units_of_steps
 from stacklab.versions import keep_versions, refuse_gone

@@ -20,7 +20,8 @@ from stacklab.images.disk import SEED
 from stacklab.images.store import Image, Store
 from stacklab.journal import STEP_PASSED
 from stacklab.lab.access import ensure_keys, identity_files, set_clock
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import LabSettings
 from stacklab.provide.provider import NodeState
 
 # What of a lab's settings a checkpoint brings back, and an image of a layer, which may come from elsewhere.

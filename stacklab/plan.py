@@ -13,8 +13,9 @@ from stacklab.images.base import base_inputs
 from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.packages import packages_inputs
 from stacklab.images.store import Store, key_of
-from stacklab.lab.lab import HOST, Lab, comes_from_containers
+from stacklab.lab.lab import Lab
 from stacklab.lab.secrets import placeholder_secrets
+from stacklab.lab.settings import HOST, comes_from_containers
 from stacklab.provide.provider import NodeState
 from stacklab.recipe import LAYER, changes, descend, first_packages
 from stacklab.render import HostFacts, Rendered, Renderer, differences

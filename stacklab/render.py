@@ -22,7 +22,7 @@ from stacklab.blueprint import Blueprint, parts_on
 from stacklab.errors import ModelError, Problem
 from stacklab.files import remove_tree, write_atomically
 from stacklab.home import data_dir
-from stacklab.lab.lab import HOST
+from stacklab.lab.settings import HOST
 from stacklab.model.service import Command, Service
 from stacklab.model.topology import MANAGEMENT, PROVIDER, LabNetwork, Role, tunnel_address
 from stacklab.provide.provider import Node

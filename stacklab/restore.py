@@ -17,11 +17,10 @@ from stacklab.check.health import concerned_service
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
 from stacklab.freeze import SECRETS, record_layers, thaw
-from stacklab.home import Home
 from stacklab.host.checks import host_facts
 from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.store import Image, Store, key_of
-from stacklab.images.usage import users
+from stacklab.images.usage import store_of
 from stacklab.journal import Listener
 from stacklab.lab.access import ssh_options
 from stacklab.lab.lab import Lab
@@ -32,16 +31,6 @@ from stacklab.render import Rendered, Renderer
 ANSWER_SECONDS = 300.0
 STANDSTILL_SECONDS = 60.0
 POLL_SECONDS = 0.2
-
-
-def store_of(home: Home) -> Store:
-    """The images of this machine."""
-
-    def needed_by(name: str) -> Sequence[str]:
-        return users(home, store).get(name, [])
-
-    store = Store(home.cache / "images", home.state, needed_by)
-    return store
 
 
 def images_at_hand(store: Store, blueprint: Blueprint) -> dict[str, Path]:

@@ -17,9 +17,10 @@ from stacklab.blueprint import as_it_stands
 from stacklab.check.cloud import Cloud
 from stacklab.check.result import Unmet
 from stacklab.errors import ModelError, StepFailed
+from stacklab.images.usage import store_of
 from stacklab.lab.lab import Lab
 from stacklab.model.service import Service
-from stacklab.restore import images_at_hand, store_of
+from stacklab.restore import images_at_hand
 
 FILE = "tempest.conf.j2"
 HEAD = "# Tempest's configuration for the lab '{lab}', with the password of its administrator in it.\n\n"

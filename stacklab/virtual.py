@@ -20,7 +20,7 @@ from stacklab.images.disk import ensure_disk, ensure_seed
 from stacklab.images.guest import Guest
 from stacklab.images.packages import Installation
 from stacklab.images.store import Image
-from stacklab.lab.lab import comes_from_containers
+from stacklab.lab.settings import comes_from_containers
 from stacklab.provide.vm import VmProvider
 from stacklab.recipe import LAYER, deepest, recipe
 from stacklab.render import Rendered

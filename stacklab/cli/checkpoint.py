@@ -70,8 +70,8 @@ def restore(
 def list_(lab: LabOption = "default", output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
     """List the checkpoints of the lab."""
     from stacklab import checkpoint
+    from stacklab.images.usage import store_of
     from stacklab.lab import Lab
-    from stacklab.restore import store_of
 
     home = Home.from_environment()
     store = store_of(home)

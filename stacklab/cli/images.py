@@ -31,8 +31,7 @@ MIB = 2**20
 @app.command("ls")
 def list_(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
     """List the images: size on the disk, age, what each is, and what needs it."""
-    from stacklab.images.usage import users
-    from stacklab.restore import store_of
+    from stacklab.images.usage import store_of, users
 
     home = Home.from_environment()
     store = store_of(home)
@@ -71,8 +70,7 @@ def list_(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None
 @app.command("rm")
 def remove(name: Name, output: OutputOption = Output.TABLE, verbose: Verbose = False) -> None:
     """Remove an image that nothing needs."""
-    from stacklab.images.usage import remove_unused
-    from stacklab.restore import store_of
+    from stacklab.images.usage import remove_unused, store_of
 
     home = Home.from_environment()
     store = store_of(home)
@@ -102,11 +100,10 @@ def prune(
     remove what they need: prune refuses then.
     """
     from stacklab.images import usage
-    from stacklab.restore import store_of
 
     home = Home.from_environment()
     gone = usage.prune(
-        home, store_of(home), everything=everything, forget=[path.absolute() for path in forget or ()]
+        home, usage.store_of(home), everything=everything, forget=[path.absolute() for path in forget or ()]
     )
     if output is Output.JSON:
         print_json(gone)
@@ -119,7 +116,7 @@ def verify(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> Non
     """Check every file of every image against what it was when the image was made."""
     from stacklab.errors import StepFailed
     from stacklab.images.digest import damage
-    from stacklab.restore import store_of
+    from stacklab.images.usage import store_of
 
     store = store_of(Home.from_environment())
     broken = {image.name: damage(image.folder) for image in store.all()}
@@ -145,7 +142,7 @@ def export(
 ) -> None:
     """Write an image, with all that it stands on, into one file."""
     from stacklab.images.transfer import export_image
-    from stacklab.restore import store_of
+    from stacklab.images.usage import store_of
 
     store = store_of(Home.from_environment())
     images = export_image(store, store.get(name), file)
@@ -164,7 +161,7 @@ def import_(
 ) -> None:
     """Take images from a file, after checking each of their files."""
     from stacklab.images.transfer import import_images
-    from stacklab.restore import store_of
+    from stacklab.images.usage import store_of
 
     taken = import_images(store_of(Home.from_environment()), file)
     if output is Output.JSON:

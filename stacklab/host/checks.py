@@ -14,7 +14,8 @@ from stacklab.host import kvm
 from stacklab.host.apt import host_mirror, missing_suite
 from stacklab.host.facts import DEVICES, LIBVIRT_DRIVERS, PROGRAMS, Facts, gather
 from stacklab.lab.cgroups import is_unified
-from stacklab.lab.lab import HOST, Lab, LabSettings, patience_of
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import HOST, LabSettings, patience_of
 from stacklab.model.service import Service
 from stacklab.provide.elsewhere import parse
 from stacklab.render import HostFacts

@@ -11,6 +11,16 @@ from stacklab.images.store import Image, Store
 from stacklab.lab.lab import Lab
 
 
+def store_of(home: Home) -> Store:
+    """The images of this machine."""
+
+    def needed_by(name: str) -> Sequence[str]:
+        return users(home, store).get(name, [])
+
+    store = Store(home.cache / "images", home.state, needed_by)
+    return store
+
+
 def users(home: Home, store: Store) -> Mapping[str, list[str]]:
     """By the name of an image, what stands on it, in words: labs, of other state folders, too, and images.
 

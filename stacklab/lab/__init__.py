@@ -1,5 +1,6 @@
 """A lab: its folder, its namespaces, its secrets and its records."""
 
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import LabSettings
 
 __all__ = ["Lab", "LabSettings"]

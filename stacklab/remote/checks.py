@@ -31,8 +31,7 @@ class Wanted:
     """What a lab wants of one host. Sizes in MiB.
 
     lab: the name under which the host knows it. packages, units, ports: of all services of the host. clouds:
-    the packages among them that are OpenStack itself. memory, disk: of the services that are still to come,
-    of which `coming` has each.
+    the packages among them that are OpenStack itself. coming: the services that are still to come.
     """
 
     node: Node
@@ -43,8 +42,6 @@ class Wanted:
     ports: tuple[tuple[int, str], ...] = ()
     clouds: frozenset[str] = frozenset()
     databases: frozenset[str] = frozenset()
-    memory: int = 0
-    disk: int = 0
     coming: tuple[Coming, ...] = ()
     online: bool = True
 
@@ -73,8 +70,6 @@ def wanted(blueprint: Blueprint, node: Node, lab: str, *, online: bool) -> Wante
         databases=frozenset(
             name for service, _ in parts if service.database for name in service.database.names
         ),
-        memory=sum(service.needs.memory for service in coming.values()) + SYSTEM_MEMORY * bool(coming),
-        disk=sum(service.needs.disk for service in coming.values()) + PACKAGES_DISK * bool(coming),
         coming=tuple(
             Coming(
                 frozenset(unit for part in parts_on(service, node).values() for unit in part.units),
@@ -181,9 +176,9 @@ def _still_needed(facts: Facts, lab: Wanted) -> tuple[int, int]:
     """
     active = {unit.name for unit in facts.units if unit.active and _is_part(facts, lab)}
     left = [each for each in lab.coming if not each.units or not each.units <= active]
-    if len(left) == len(lab.coming):
-        return lab.memory, lab.disk
-    return sum(each.memory for each in left), sum(each.disk for each in left)
+    begins = bool(left) and len(left) == len(lab.coming)
+    memory = sum(each.memory for each in left) + SYSTEM_MEMORY * begins
+    return memory, sum(each.disk for each in left) + PACKAGES_DISK * begins
 
 
 def _clock(facts: Facts, lab: Wanted) -> Iterator[Complaint]:

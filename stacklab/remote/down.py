@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from stacklab.blueprint import Blueprint, UpRequest, resolve
 from stacklab.host.checks import host_facts
-from stacklab.lab.lab import Lab, SteppingDown
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import SteppingDown
 from stacklab.model.schema import identifier
 from stacklab.provide.host import HostProvider
 from stacklab.remote.climb import HostClimb

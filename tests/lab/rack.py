@@ -25,12 +25,12 @@ from stacklab.host.archive import Archive
 from stacklab.images.base import ensure_base
 from stacklab.images.guest import build_guest, guest_inputs
 from stacklab.images.packages import Downloads, ensure_packages
+from stacklab.images.usage import store_of
 from stacklab.lab.namespace import Namespace
 from stacklab.model.catalog import Catalog
 from stacklab.model.topology import MANAGEMENT
 from stacklab.provide.lxc import LxcProvider
 from stacklab.provide.provider import Node, NodeFile
-from stacklab.restore import store_of
 from tests.lab.program import Done, Program, wait_for
 
 PROXY_PORT = 3128

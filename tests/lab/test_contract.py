@@ -31,14 +31,15 @@ from stacklab.images.base import ensure_base
 from stacklab.images.disk import VMLINUZ, ensure_disk
 from stacklab.images.packages import Downloads, Installation
 from stacklab.images.store import Image, Store
+from stacklab.images.usage import store_of
 from stacklab.lab.access import ensure_keys, identity_files, wait_for_ssh
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.lab import Lab
 from stacklab.lab.namespace import Namespace
+from stacklab.lab.settings import LabSettings
 from stacklab.model.catalog import Catalog
 from stacklab.provide.provider import Node, NodeState
 from stacklab.provide.vm import SHUTDOWN_SECONDS
 from stacklab.provide.vm_elsewhere import VmElsewhereProvider
-from stacklab.restore import store_of
 from tests.lab.machine import TESTS_FOLDER, Machine, left_over_since
 from tests.lab.program import Program, wait_for
 from tests.lab.rack import Rack, differences, look

@@ -8,7 +8,8 @@ from stacklab.blueprint import Blueprint, UpRequest, on_containers, resolve, res
 from stacklab.cli.request import service_names
 from stacklab.errors import ModelError, UsageError
 from stacklab.home import Home
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import LabSettings
 from stacklab.model.catalog import Catalog
 
 PLANNED = Catalog.load().profile("openstack").layers[1].planned

@@ -11,7 +11,8 @@ from stacklab.blueprint import UpRequest, resolve
 from stacklab.cli.main import app
 from stacklab.errors import ModelError, UsageError
 from stacklab.home import Home
-from stacklab.lab.lab import Lab, nodes_of
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import nodes_of
 from stacklab.model.catalog import Catalog
 from stacklab.model.service import Ownership
 from stacklab.model.topology import addresses

@@ -16,7 +16,8 @@ from stacklab.home import Home
 from stacklab.images import digest
 from stacklab.images import store as store_module
 from stacklab.images.store import Image, Store
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import LabSettings
 from stacklab.provide.provider import Node
 from stacklab.restore import finish_renewal, start
 

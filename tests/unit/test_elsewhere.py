@@ -10,7 +10,8 @@ import pytest
 from stacklab.blueprint import UpRequest, resolve
 from stacklab.errors import UsageError
 from stacklab.home import Home
-from stacklab.lab.lab import Lab, LabSettings, patience_of
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import LabSettings, patience_of
 from stacklab.provide import wire
 from stacklab.provide.elsewhere import SSH_OPTIONS, Elsewhere, parse
 

@@ -22,7 +22,8 @@ from stacklab.host.checks import (
 from stacklab.host.facts import PROGRAMS, Facts, Space, gather
 from stacklab.host.kind_checks import kind_findings
 from stacklab.lab.cgroups import Hierarchy
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import LabSettings
 from stacklab.model.service import Needs as ServiceNeeds
 from stacklab.model.service import Service
 

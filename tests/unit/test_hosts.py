@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from stacklab.blueprint import Blueprint
 from stacklab.errors import HostUnfit
 from stacklab.host.checks import State
-from stacklab.lab.lab import LabSettings
+from stacklab.lab.settings import LabSettings
 from stacklab.model.catalog import Catalog
 from stacklab.provide.provider import Node
-from stacklab.remote.checks import Wanted, judge, wanted
+from stacklab.remote.checks import PACKAGES_DISK, SYSTEM_MEMORY, Coming, Wanted, judge, wanted
 from stacklab.remote.connection import HostKey, KnownHosts, known_name
 from stacklab.remote.facts import Facts, Unit, probe, read
 from stacklab.remote.preflight import preflight
@@ -37,8 +37,7 @@ LAB = Wanted(
     ports=((3306, "mariadb"), (5000, "keystone")),
     clouds=frozenset({"keystone"}),
     databases=frozenset({"keystone"}),
-    memory=1000,
-    disk=5000,
+    coming=(Coming(frozenset(), 1000 - SYSTEM_MEMORY, 5000 - PACKAGES_DISK),),
 )
 PRINTED = """\
 system debian trixie
@@ -192,7 +191,7 @@ def test_a_host_is_asked_for_what_its_roles_need() -> None:
     assert (5000, "keystone") in ours.ports and not theirs.ports
     assert "nova-compute" in theirs.packages and "nova-compute" not in ours.packages
     assert {"keystone", "nova_api"} <= ours.databases
-    assert ours.memory > theirs.memory > 0 and ours.disk > 4096
+    assert len(ours.coming) > len(theirs.coming) > 0
 
 
 def test_what_a_host_has_from_a_climb_that_was_cut_off_is_not_asked_for_twice() -> None:
@@ -200,7 +199,10 @@ def test_what_a_host_has_from_a_climb_that_was_cut_off_is_not_asked_for_twice() 
     want = wanted(blueprint([node]), node, "mark", online=True)
     first = next(each for each in want.coming if each.units and each.memory)
     units = [Unit(name, True, True) for name in first.units]
-    facts = Facts(lab="mark", available=want.memory - 1, disk=want.disk - 1, units=units)
+    memory, disk = (
+        sum(sizes) for sizes in zip(*((each.memory, each.disk) for each in want.coming), strict=True)
+    )
+    facts = Facts(lab="mark", available=memory - 1, disk=disk - 1, units=units)
 
     def lacks(facts: Facts) -> list[str]:
         return [finding.what for finding in judge(facts, want) if " are free" in finding.what]

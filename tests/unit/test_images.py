@@ -21,9 +21,10 @@ from stacklab.images import transfer, usage
 from stacklab.images.digest import MANIFEST, SEALED, damage, seal
 from stacklab.images.store import Image, Store
 from stacklab.images.transfer import export_image, import_images
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.images.usage import store_of
+from stacklab.lab.lab import Lab
+from stacklab.lab.settings import LabSettings
 from stacklab.provide.provider import Node, NodeState
-from stacklab.restore import store_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and overlay's attributes need root")
 

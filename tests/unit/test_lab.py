@@ -15,8 +15,9 @@ from stacklab.errors import Interrupted
 from stacklab.home import Home
 from stacklab.lab import lab as lab_module
 from stacklab.lab.access import ensure_keys, identity_files, wait_for_ssh
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.lab import Lab
 from stacklab.lab.namespace import Namespace
+from stacklab.lab.settings import LabSettings
 from stacklab.provide.disks import CREATED, IMAGE
 from stacklab.provide.lxc import LxcProvider
 from stacklab.provide.provider import Node, NodeFile, NodeState

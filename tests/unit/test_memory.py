@@ -10,8 +10,9 @@ from stacklab.errors import StepFailed
 from stacklab.freeze import freeze
 from stacklab.home import Home
 from stacklab.images.store import Store
-from stacklab.lab.lab import Lab, LabSettings
+from stacklab.lab.lab import Lab
 from stacklab.lab.namespace import Namespace
+from stacklab.lab.settings import LabSettings
 from stacklab.provide.disks import CREATED
 from stacklab.provide.provider import Node, NodeState
 from stacklab.provide.vm import MEMORY, VmProvider

@@ -11,9 +11,9 @@ from stacklab.cli.plan import lines
 from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.images.store import Image
+from stacklab.images.usage import store_of
 from stacklab.lab.lab import Lab
 from stacklab.plan import Plan, PlannedStart, make_plan
-from stacklab.restore import store_of
 from tests.unit.catalogs import write, write_profile
 
 SERVICE = """\

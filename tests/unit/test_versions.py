@@ -12,11 +12,11 @@ from stacklab.host.apt import Mirror
 from stacklab.host.archive import Archive
 from stacklab.images.packages import packages_inputs
 from stacklab.images.store import Image, key_of
+from stacklab.images.usage import store_of
 from stacklab.lab.lab import Lab
 from stacklab.plan import make_plan
 from stacklab.recipe import LAYER, recipe
 from stacklab.render import HostFacts
-from stacklab.restore import store_of
 from stacklab.versions import (
     FILE,
     Versions,
