@@ -5,6 +5,7 @@ import shlex
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 BOOT_SECONDS = 120.0
 CONNECT_SECONDS = 30
+POLL_SECONDS = 0.05
 # systemd's own 90 s for the start or end of a service are those of a machine that is not emulated.
 SYSTEM = "[Manager]\nDefaultTimeoutStartSec={seconds:.0f}\nDefaultTimeoutStopSec={seconds:.0f}\n"
 SYSTEM_SECONDS = 90
@@ -114,7 +116,7 @@ def wait_for_ssh(lab: "Lab", node: Node) -> None:
     seconds = BOOT_SECONDS * lab.patience
     deadline = time.monotonic() + seconds
     with lab.namespace.network():
-        while not _greets(node.address, node.port):
+        while not _greets(lab, node):
             if lab.stopping.is_set():
                 raise Interrupted(f"node '{node.name}' was not waited for")
             if time.monotonic() > deadline:
@@ -122,7 +124,7 @@ def wait_for_ssh(lab: "Lab", node: Node) -> None:
                     f"node '{node.name}' does not answer SSH after {seconds:.0f} s",
                     hint=f"stacklab doctor, and the node's console: find {lab.folder} -name '*.log'",
                 )
-            time.sleep(0.05)
+            time.sleep(POLL_SECONDS)
 
 
 def set_clock(lab: "Lab", node: Node) -> None:
@@ -138,13 +140,21 @@ def set_clock(lab: "Lab", node: Node) -> None:
         raise StepFailed(f"node '{node.name}' does not take the time", detail=said.strip())
 
 
-def _greets(address: str, port: int) -> bool:
+def _greets(lab: "Lab", node: Node) -> bool:
+    """Whether the SSH server takes a connection and greets, in as long as ssh(1) would wait for it.
+
+    Who asks again sooner only has it start more sessions, each of which takes longer.
+    """
+    deadline = time.monotonic() + connect_seconds(lab)
     try:
-        with socket.create_connection((address, port), timeout=1.0) as connection:
-            connection.settimeout(5.0)
-            return connection.recv(4) == b"SSH-"
+        with socket.create_connection((node.address, node.port), timeout=1.0) as connection:
+            connection.settimeout(POLL_SECONDS)
+            while not lab.stopping.is_set() and time.monotonic() < deadline:
+                with suppress(TimeoutError):
+                    return connection.recv(4) == b"SSH-"
     except OSError:
-        return False
+        pass
+    return False
 
 
 def _public(key: Path) -> str:

@@ -59,6 +59,27 @@ def test_a_destroy_that_is_cut_off_leaves_no_half_of_a_lab(
     assert not home.state.exists()
 
 
+def test_a_node_that_greets_late_is_asked_once(home: Home) -> None:
+    lab = Lab(home, "rack")
+    lab.save(SETTINGS.model_copy(update={"node_kind": "host"}))
+    greeted = []
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            time.sleep(6)
+            connection.sendall(b"SSH-2.0-late\r\n")
+            greeted.append(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        node = Node("late", "127.0.0.1", ("compute",), 0, 1, port=server.getsockname()[1])
+        thread = threading.Thread(target=serve)
+        thread.start()
+        wait_for_ssh(lab, node)
+        thread.join()
+    assert len(greeted) == 1
+
+
 def test_ctrl_c_ends_the_wait_for_nodes_that_boot(home: Home) -> None:
     """Its nodes are hosts, for these are reached without namespaces."""
     lab = Lab(home, "rack")
