@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from stacklab import lock
@@ -69,7 +70,7 @@ class Archive:
     def fetch(self, names: Sequence[str], *, closure: bool) -> list[Path]:
         """Download packages, with all that they depend on if `closure`, and return the files.
 
-        Packages that are already downloaded are not fetched again. Raises StepFailed.
+        Packages are not fetched again, unless their download was cut off. Raises StepFailed.
         """
         if closure:
             options = ["--no-install-recommends", "--download-only", "-y"]
@@ -79,11 +80,16 @@ class Archive:
         # apt prints no address for what is downloaded already, so it is shown a folder without packages.
         empty = self.state / "none"
         (empty / "partial").mkdir(parents=True, exist_ok=True)
-        listing = self._run(*command, "--print-uris", "-o", f"Dir::Cache::archives={empty}", folder=empty)
-        files = [self._archives / name for name in re.findall(r"^'[^']+' (\S+\.deb) ", listing, re.MULTILINE)]
-        if not all(file.is_file() for file in files):
-            self._run(*command)
-        return files
+        with self._alone():
+            listing = self._apt(*command, "--print-uris", "-o", f"Dir::Cache::archives={empty}", folder=empty)
+            listed = re.findall(r"^'[^']+' (\S+\.deb) (\d+)", listing, re.MULTILINE)
+            sizes = {self._archives / name: int(size) for name, size in listed}
+            lacking = [file for file, size in sizes.items() if not _is_whole(file, size)]
+            for file in lacking:  # apt would take what was cut off for the package
+                file.unlink(missing_ok=True)
+            if lacking:
+                self._apt(*command)
+        return list(sizes)
 
     def unpack(self, files: Sequence[Path], root: Path) -> None:
         """Unpack packages below `root`, which has /usr merged as Debian has; no maintainer script runs."""
@@ -104,18 +110,24 @@ class Archive:
     def _archives(self) -> Path:
         return self.state / "archives"
 
-    def _run(self, *command: str, folder: Path | None = None) -> str:
-        # Others may build from the same state, and apt does not wait for its locks on it.
-        with lock.hold(self.state / ".lock", "the package cache", wait=True):
-            environment = {**os.environ, "APT_CONFIG": str(self._configure()), "LC_ALL": "C.UTF-8"}
-            done = subprocess.run(
-                [*BOUND, *command],
-                cwd=folder or self._archives,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+    def _run(self, *command: str) -> str:
+        with self._alone():
+            return self._apt(*command)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Others may build from the same state, and apt does not wait for its locks on it."""
+        return lock.hold(self.state / ".lock", "the package cache", wait=True)
+
+    def _apt(self, *command: str, folder: Path | None = None) -> str:
+        environment = {**os.environ, "APT_CONFIG": str(self._configure()), "LC_ALL": "C.UTF-8"}
+        done = subprocess.run(
+            [*BOUND, *command],
+            cwd=folder or self._archives,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             what = f"{' '.join(command[:2])} failed for {self.pockets[0]}"
             raise StepFailed(what, detail=done.stderr.strip())
@@ -161,3 +173,7 @@ class Archive:
             if not path.is_file() or path.read_text() != text:
                 path.write_text(text)
         return configuration
+
+
+def _is_whole(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size

@@ -1,9 +1,13 @@
 """The package mirror is read from whatever the host's apt configuration looks like."""
 
+import hashlib
+import http.server
 import os
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -187,3 +191,31 @@ def test_one_apt_at_a_time_works_on_an_archive(tmp_path: Path, monkeypatch: pyte
     with ThreadPoolExecutor() as pool:
         for done in [pool.submit(archive.update) for _ in range(3)]:
             done.result()
+
+
+def test_a_download_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    tree = tmp_path / "package" / "DEBIAN"
+    tree.mkdir(parents=True)
+    fields = "Package: hello\nVersion: 1\nArchitecture: all\nMaintainer: us\nDescription: hello\n"
+    (tree / "control").write_text(fields)
+    index = tmp_path / "dists" / "trixie" / "main" / "binary-amd64" / "Packages"
+    index.parent.mkdir(parents=True)
+    whole = tmp_path / "hello_1_all.deb"
+    subprocess.run(["dpkg-deb", "--build", tree.parent, whole], check=True, capture_output=True)
+    size, digest = whole.stat().st_size, hashlib.sha256(whole.read_bytes()).hexdigest()
+    index.write_text(f"{fields}Filename: {whole.name}\nSize: {size}\nSHA256: {digest}\n")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever).start()
+        mirror = Mirror((f"http://127.0.0.1:{server.server_port}",), trusted=True)
+        archive = Archive(mirror, ("trixie",), tmp_path / "state")
+        archive.update()
+        (file,) = archive.fetch(["hello"], closure=False)
+        file.write_bytes(whole.read_bytes()[:100])
+        assert archive.fetch(["hello"], closure=False) == [file]
+        assert file.read_bytes() == whole.read_bytes()
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
