@@ -475,6 +475,7 @@ def _node_facts(node: Node, index: int) -> dict[str, Any]:
         "address": node.address,
         "tunnel_address": tunnel_address(index),
         "roles": list(node.roles),
+        "kind": node.kind,
         "provider_interface": node.provider_interface,
     }
 

@@ -62,7 +62,7 @@ def test_a_destroy_that_is_cut_off_leaves_no_half_of_a_lab(
 def test_a_node_that_greets_late_is_asked_once(home: Home) -> None:
     lab = Lab(home, "rack")
     lab.save(SETTINGS.model_copy(update={"node_kind": "host"}))
-    greeted = []
+    greeted: list[socket.socket] = []
 
     def serve() -> None:
         connection, _ = server.accept()
