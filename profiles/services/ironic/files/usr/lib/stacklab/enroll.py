@@ -32,6 +32,7 @@ def enrol(cloud: Any, name: str, address: str) -> None:
         "redfish_system_id": _system(url, password, name),
         "redfish_username": "admin",
         "redfish_password": password,
+        "redfish_auth_type": "basic",  # sushy-tools has no sessions
     }
     node = cloud.baremetal.find_node(name)
     if node is None:
