@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from stacklab.blueprint import UpRequest
 from stacklab.errors import LabBusy, UsageError
 from stacklab.freeze import freeze
+from stacklab.host.checks import refuse_without_memory
 from stacklab.images.store import Image, Store
 from stacklab.images.usage import store_of
 from stacklab.journal import Listener
@@ -101,7 +102,7 @@ def clone(
 
     new_secrets: give each passwords of its own, which brings all its services up anew. memory: they go on
     where the source is, instead of booting. What was cut off goes on, with copies of the same moment.
-    Raises UsageError before anything is made when a name is taken.
+    Raises UsageError before anything is made when a name is taken, HostUnfit when there is no memory for all.
     """
     store = store_of(source.home)
     labs = [Lab(source.home, name) for name in names]
@@ -111,6 +112,7 @@ def clone(
         begun = ""
     for lab in labs:
         _refuse_taken(lab, begun)
+    refuse_without_memory(source, sum(lab.namespace.pid() is None for lab in labs))
     with store.kept():
         with source.locked():
             source.journal.subscribe(listener)

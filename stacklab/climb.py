@@ -90,7 +90,7 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
             if not lab.settings.layer:  # there is nothing in its nodes yet that could be lost
                 lab.remove_lost_nodes()
             lab.refuse_lost_images()
-        running = brought_up(lab, blueprint) if lab.exists else frozenset[str]()
+        running = running_services(lab, blueprint) if lab.exists else frozenset[str]()
         host = preflight(home, blueprint, running, online=not request.offline)
         _refuse_gone_versions(home, blueprint, online=not request.offline)
         keep_versions(lab, blueprint.versions)
@@ -100,17 +100,20 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
         return climb.to_the_top(began)
 
 
-def brought_up(lab: Lab, blueprint: Blueprint) -> frozenset[str]:
-    """The services that run on the lab's nodes already, from a climb that was cut off before its checks."""
-    coming = tuple(each for each in blueprint.services if each.name not in lab.settings.services)
-    if not coming or lab.namespace.pid() is None:
+def running_services(lab: Lab, blueprint: Blueprint) -> frozenset[str]:
+    """The services that run on the lab's nodes, also those of a climb that was cut off before its checks."""
+    if lab.namespace.pid() is None:
         return frozenset()
+    coming = tuple(each for each in blueprint.services if each.name not in lab.settings.services)
+    if not coming:
+        return frozenset(lab.settings.services)
     found = placement(lab, replace(blueprint, cuts=(coming,)))
     states = {
         service: [state for units in by_node.values() for state in units.values()]
         for service, by_node in found.items()
     }
-    return frozenset(service for service, each in states.items() if each and set(each) == {RUNS})
+    brought_up = {service for service, each in states.items() if each and set(each) == {RUNS}}
+    return frozenset(brought_up | set(lab.settings.services))
 
 
 def _climb_of(kind: str) -> "type[Climb]":

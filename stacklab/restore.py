@@ -17,7 +17,7 @@ from stacklab.check.health import concerned_service
 from stacklab.errors import StepFailed, UsageError
 from stacklab.files import remove_tree
 from stacklab.freeze import SECRETS, record_layers, thaw
-from stacklab.host.checks import host_facts
+from stacklab.host.checks import host_facts, refuse_without_memory
 from stacklab.images.guest import Guest, guest_inputs
 from stacklab.images.store import Image, Store, key_of
 from stacklab.images.usage import store_of
@@ -54,6 +54,8 @@ def start(lab: Lab, listener: Listener) -> None:
             )
         lab.journal.subscribe(listener)
         finish_thaw(lab, store)
+        if lab.namespace.pid() is None:
+            refuse_without_memory(lab)
         start_and_await(lab)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from stacklab.blueprint import Blueprint
+from stacklab.blueprint import Blueprint, as_it_stands
 from stacklab.errors import HostUnfit, StepFailed
 from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.host.apt import host_mirror, missing_suite
-from stacklab.host.facts import DEVICES, LIBVIRT_DRIVERS, PROGRAMS, Facts, gather
+from stacklab.host.facts import DEVICES, LIBVIRT_DRIVERS, PROGRAMS, Facts, available_memory, gather
 from stacklab.lab.cgroups import is_unified
 from stacklab.lab.lab import Lab
 from stacklab.lab.settings import HOST, LabSettings, patience_of
@@ -270,8 +270,8 @@ def preflight(
 ) -> HostFacts:
     """Check that this machine can build and run the lab, and return what templates may know of it.
 
-    A lab that stands is only looked at for what it still needs. running: the services that a climb which was
-    cut off has brought up on its nodes. Raises HostUnfit with all problems at once.
+    A lab that stands is only looked at for what it still needs. running: the services that run on its nodes.
+    Raises HostUnfit with all problems at once.
     A lab of hosts takes nothing of this machine; the hosts have a preflight of their own.
     """
     if blueprint.settings.node_kind == HOST:
@@ -294,6 +294,20 @@ def preflight(
             hint="stacklab doctor",
         )
     return host_facts(home, blueprint.settings)
+
+
+def refuse_without_memory(lab: Lab, labs: int = 1) -> None:
+    """Raises HostUnfit when this machine has no memory for so many labs like this one, which are off.
+
+    Labs of hosts, or of another machine's libvirt, take none here.
+    """
+    settings = lab.settings
+    if not settings.services or settings.node_kind == HOST or settings.connect:
+        return
+    one = needs_of(as_it_stands(lab).services, images=False, nodes=len(settings.nodes))
+    result = _memory(Facts(memory=available_memory()), Needs(memory=one.memory * labs))
+    if result.state is State.FAILED:
+        raise HostUnfit(result.what, hint=result.advice)
 
 
 def host_facts(home: Home, settings: LabSettings) -> HostFacts:
@@ -413,14 +427,12 @@ def nodes_finding(blueprint: Blueprint) -> Finding:
 
 
 def needs_beyond(running: Collection[str], home: Home, blueprint: Blueprint) -> Needs:
-    """What the lab still needs of the machine; services that came up earlier have their memory and room.
-
-    So have those that run now, and their nodes.
-    """
-    standing = {*blueprint.settings.services, *running}
-    missing = [service for service in blueprint.services if service.name not in standing]
+    """What the lab still needs of the machine: services that run have all, others that came up have room."""
     images = not any((home.cache / "images").glob("packages-*"))
-    return needs_of(missing, images=images, nodes=0 if running else len(blueprint.nodes))
+    off = [service for service in blueprint.services if service.name not in running]
+    new = [service for service in off if service.name not in blueprint.settings.services]
+    memory = needs_of(off, images=False, nodes=0 if running else len(blueprint.nodes)).memory
+    return replace(needs_of(new, images=images), memory=memory)
 
 
 def _needs_root(check: Check) -> bool:

@@ -97,7 +97,7 @@ def gather(folders: Sequence[Path]) -> Facts:
         cgroups_writable=all(os.access(hierarchy.mount_point, os.W_OK) for hierarchy in present),
         programs={name: Path(path) for name in PROGRAMS if (path := _which(name))},
         libvirt_drivers=_libvirt_drivers(),
-        memory=_available_memory(),
+        memory=available_memory(),
         disk=tuple(_space(folder) for folder in folders),
         openvswitch=Path("/sys/module/openvswitch").is_dir(),
         apparmor=_apparmor(),
@@ -166,7 +166,7 @@ def _libvirt_drivers() -> frozenset[str]:
     return frozenset(name for name in LIBVIRT_DRIVERS if f"libvirt_driver_{name}.so" in files)
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """MemAvailable, or what is left below the memory limit of the control group that we are in."""
     text = Path("/proc/meminfo").read_text()
     words = {line.split(":")[0]: line.split()[1] for line in text.splitlines()}

@@ -11,9 +11,11 @@ import pytest
 from stacklab import climb as climb_module
 from stacklab import restore as restore_module
 from stacklab.blueprint import UpRequest, resolve, resolve_climb
-from stacklab.climb import Climb, brought_up, up
-from stacklab.errors import LabBusy, LabDamaged, StepFailed
+from stacklab.checkpoint import clone
+from stacklab.climb import Climb, running_services, up
+from stacklab.errors import HostUnfit, LabBusy, LabDamaged, StepFailed
 from stacklab.home import Home
+from stacklab.host import checks
 from stacklab.host.checks import NODE_MEMORY, needs_beyond
 from stacklab.images import store as store_module
 from stacklab.images.guest import Guest
@@ -23,7 +25,7 @@ from stacklab.lab.machine import MachineNetwork
 from stacklab.provide.lxc import LxcProvider
 from stacklab.provide.provider import NodeState
 from stacklab.render import STEPS_FILE, HostFacts, Rendered, Renderer
-from stacklab.restore import down
+from stacklab.restore import down, start
 from tests.unit.catalogs import write, write_profile, write_service
 
 HOST = HostFacts(kvm=False, openvswitch=False)
@@ -127,13 +129,29 @@ def test_what_a_climb_that_was_cut_off_has_brought_up_is_not_asked_for_twice(
     states = "\n".join(f"ActiveState={state}\n" for state in ("active", "active", "active", "failed"))
     write(lab.folder / "bin" / "systemctl", f"#!/bin/sh\ncat <<.\n{states}.\n")
     blueprint = resolve_climb(lab, UpRequest(lab="blue", layer=2))
-    running = brought_up(lab, blueprint)
-    assert len(running) == 1
+    running = running_services(lab, blueprint)
+    assert len(running & {"two", "three"}) == 1
     still = needs_beyond(running, lab.home, blueprint)
     assert (still.memory, still.state) == (1000, 500)
     assert needs_beyond((), lab.home, blueprint).memory == 2000 + NODE_MEMORY
     lab.namespace.stop()
-    assert not brought_up(lab, blueprint)
+    assert not running_services(lab, blueprint)
+
+
+def test_labs_are_not_started_without_memory_for_all_of_them(
+    lab: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Path(lab.settings.path[0]) / "services" / "one" / "service.yaml"
+    service.write_text(service.read_text() + "needs: {memory: 1000 MiB}\n")
+    monkeypatch.setattr(checks, "available_memory", lambda: 900)
+    monkeypatch.setattr(MachineNetwork, "pid", lambda _: None)
+    for attempt, needed in (
+        (lambda: start(lab, lambda _: None), "1.3 GiB"),
+        (lambda: clone(lab, ["green", "red"], lambda _: None), "2.5 GiB"),
+    ):
+        with pytest.raises(HostUnfit, match=f"900 MiB of memory are free, and the lab takes {needed}"):
+            attempt()
+    assert [each.name for each in Lab.all(lab.home)] == ["blue"]
 
 
 def test_an_installation_that_was_cut_off_is_done_again_though_all_packages_are_there(
