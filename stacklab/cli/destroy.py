@@ -45,7 +45,9 @@ def destroy(
 
     home = Home.from_environment()
     try:
-        doomed = Lab.open(home, lab)
+        doomed = Lab(home, lab)
+        if not doomed.has_remains:
+            doomed = Lab.open(home, lab)
     except UsageError as error:
         error.hint = "stacklab list"  # not how to make one
         raise

@@ -5,6 +5,8 @@ controllers and an empty v2 tree beside them. A lab's group is `stacklab/NAME` b
 """
 
 import contextlib
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -136,6 +138,31 @@ def _is_frozen(file: Path) -> bool:
     if file.name == "freezer.state":
         return file.read_text().strip() == "FROZEN"
     return "frozen 1" in (file.parent / "cgroup.events").read_text()
+
+
+def exist(name: str) -> bool:
+    """Whether there are groups of the lab `name`."""
+    return any((hierarchy.mount_point / PARENT / name).is_dir() for hierarchy in hierarchies())
+
+
+def kill(name: str) -> None:
+    """End every process in the groups of the lab `name` by force; returns after 10 s at the latest."""
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    while (processes := _processes(name)) and time.monotonic() < deadline:
+        unfreeze(name)  # a frozen process does not even die
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _processes(name: str) -> set[int]:
+    found: set[int] = set()
+    for hierarchy in hierarchies():
+        for file in (hierarchy.mount_point / PARENT / name).rglob("cgroup.procs"):
+            with contextlib.suppress(OSError):  # the group has just gone, or is a threaded one
+                found.update(map(int, file.read_text().split()))
+    return found
 
 
 def remove(name: str) -> None:

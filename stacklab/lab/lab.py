@@ -31,6 +31,7 @@ from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.images.store import Store
 from stacklab.journal import Journal
+from stacklab.lab import cgroups
 from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
 from stacklab.lab.secrets import read_secrets
@@ -113,6 +114,12 @@ class Lab:
     def exists(self) -> bool:
         """Whether it has been made."""
         return (self.folder / "lab.yaml").exists()
+
+    @property
+    def has_remains(self) -> bool:
+        """Whether it has left something where it is no more: a destroy was cut off, or its folder removed."""
+        signs = (self.home.labs / f"{_GONE}{self.name}", self._lock)
+        return not self.exists and (any(map(Path.exists, signs)) or cgroups.exist(self._namespace.group))
 
     @property
     def settings(self) -> LabSettings:

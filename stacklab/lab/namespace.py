@@ -87,7 +87,7 @@ class Namespace:
             record = json.loads(self._record.read_text())
             pid = int(record["pid"])
             alive = _start_time(pid) == record["started"] and record["boot"] == boot_id()
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return pid if alive else None
 
@@ -141,7 +141,10 @@ class Namespace:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End every process of the lab, its mounts and its network, and remove its control groups."""
+        """End every process of the lab, its mounts and its network, and remove its control groups.
+
+        Also of one whose record is lost: then its groups tell its processes.
+        """
         pid = self.pid()
         if pid is not None:
             cgroups.unfreeze(self.group)  # a frozen process does not even die
@@ -151,6 +154,7 @@ class Namespace:
                 _wait_until_gone(handle)
             finally:
                 os.close(handle)
+        cgroups.kill(self.group)
         cgroups.remove(self.group)
         self._record.unlink(missing_ok=True)
 

@@ -1,6 +1,8 @@
 """The namespaces of a lab, without nodes; takes a second."""
 
 import os
+import select
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,23 @@ import pytest
 from stacklab.errors import HostUnfit
 from stacklab.lab import cgroups
 from stacklab.lab.namespace import Namespace
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+@pytest.mark.parametrize("record", ["", "null", "{"])
+def test_a_lab_whose_record_is_lost_is_ended_all_the_same(record: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="stacklab-test-", dir="/var/tmp") as folder:
+        lost = Namespace(Path(folder) / "lab", "lost")
+        lost.folder.mkdir()
+        try:
+            lost.start()
+            handle = os.pidfd_open(lost.pid() or 0)
+            (lost.folder / "init.json").write_text(record)
+        finally:
+            lost.stop()
+        assert select.select([handle], [], [], 10)[0]
+        os.close(handle)
+        assert not cgroups.exist(lost.group)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")

@@ -354,6 +354,17 @@ def test_the_name_of_a_lab_that_is_not_there_is_answered_with_the_nearest(lab: L
     assert "there is no lab 'blu', did you mean 'blue'?\nnext: stacklab list\n" in result.stderr
 
 
+@pytest.mark.parametrize("left", ["labs/.gone-green/journal.db", "locks/green"])
+def test_destroy_goes_on_with_what_a_destroy_that_was_cut_off_has_left(lab: Lab, left: str) -> None:
+    file = lab.home.state / left
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    assert runner.invoke(app, ["destroy", "--lab", "green", "--yes"]).exit_code == 0
+    assert not file.exists() and not (lab.home.labs / ".gone-green").exists()
+    assert runner.invoke(app, ["destroy", "--lab", "green", "--yes"]).exit_code == 2
+    assert lab.exists
+
+
 def test_destroying_what_is_not_there_gives_no_hint_to_make_it() -> None:
     result = runner.invoke(app, ["destroy", "--lab", "green", "--yes"])
     assert result.stderr == "error: there is no lab 'green'\nnext: stacklab list\n"
