@@ -35,7 +35,7 @@ class Cloud:
     """A lab's cloud up to a layer.
 
     credentials: the OS_* variables of its administrator. api: its APIs over plain HTTP, for use in the lab's
-    network. stopping: set when the checks are to end early.
+    network. stopping: set when the checks are to end early. cleared: when nothing of earlier checks is left.
     """
 
     lab: Lab
@@ -44,6 +44,7 @@ class Cloud:
     credentials: Mapping[str, str]
     api: Api
     stopping: threading.Event = field(default_factory=threading.Event)
+    cleared: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     def of(cls, lab: Lab, blueprint: Blueprint, layer: int) -> "Cloud":

@@ -90,14 +90,14 @@ def remove(cloud: Cloud, api: Connection, name: str) -> None:
 
     Raises Unmet with what remains. It does not heed `stopping`: what was made has to go also after Ctrl-C.
     """
-    kinds = _kinds(cloud)
+    kinds = looked = _kinds(cloud)
     instances: set[str] = set()
     told: dict[str, float] = {}
     seconds = DELETE_SECONDS * cloud.lab.patience
     deadline = time.monotonic() + seconds
     while True:
         began = time.monotonic()
-        found = [(kind, thing) for kind in kinds for thing in kind.all(api) if kind.name(thing) == name]
+        found = [(kind, thing) for kind in looked for thing in kind.all(api) if kind.name(thing) == name]
         instances |= {thing.id for kind, thing in found if kind is _INSTANCE}
         for kind, thing in found:
             if kind is _ZONE and (found[0][0] is not _ZONE or thing.status == "PENDING"):
@@ -108,11 +108,15 @@ def remove(cloud: Cloud, api: Connection, name: str) -> None:
                     told[thing.id] = time.monotonic()
         remains = [f"{kind.word} {thing.id} ({getattr(thing, 'status', 'there')})" for kind, thing in found]
         remains += _traces(api, instances)
-        if not remains:
+        if not remains and looked == kinds:
             return
         if time.monotonic() > deadline:
             raise Unmet(f"after {seconds:.0f} s there still is: {', '.join(remains)}")
-        time.sleep(pause_after(began, POLL_SECONDS))
+        if remains:  # a list is much work for a cloud: none is asked for twice that had nothing
+            looked = [kind for kind in looked if any(each is kind for each, _ in found)]
+            time.sleep(pause_after(began, POLL_SECONDS))
+        else:  # but once more at the end, for what was still on its way into being
+            looked = kinds
 
 
 def _traces(api: Connection, instances: Iterable[str]) -> Iterator[str]:

@@ -123,8 +123,10 @@ class Trial:
         return self.connection
 
     def clear(self) -> None:
-        """Nothing remains of earlier runs that were killed."""
-        remove_leftovers(self.cloud, self.api, UNDER_WAY)
+        """Nothing remains of earlier runs that were killed; the first trial in a cloud sees to it."""
+        if not self.cloud.cleared.is_set():
+            remove_leftovers(self.cloud, self.api, UNDER_WAY)
+            self.cloud.cleared.set()
 
     def find_room(self) -> None:
         """Ask Placement what Nova's scheduler will ask it. Before that, make room of what an earlier run
@@ -171,20 +173,23 @@ class Trial:
         )
         self.server = server.id
 
-        def look() -> Any:
-            nonlocal server
-            server = compute.get_server(self.server)
-            if server.status == "ERROR":
-                fault = server.fault or {}
-                raise Unmet(
-                    f"the instance ended in ERROR: {fault.get('message', 'Nova gives no reason')}",
-                    detail=str(fault.get("details", "")),
-                )
-            return server if server.status == "ACTIVE" else None
+        def look() -> bool | None:
+            # For all that is told of a server Nova asks Neutron twice; for its name alone, nobody.
+            ended = ["ACTIVE", "ERROR"]
+            return any(compute.servers(details=False, name=f"^{self.name}$", status=ended)) or None
 
-        self.cloud.wait_for(
-            look, BUILD_SECONDS, lambda: f"the instance is {server.status}, task {server.task_state},"
-        )
+        def otherwise() -> str:
+            stuck = compute.get_server(self.server)
+            return f"the instance is {stuck.status}, task {stuck.task_state},"
+
+        self.cloud.wait_for(look, BUILD_SECONDS, otherwise)
+        server = compute.get_server(self.server)
+        if server.status == "ERROR":
+            fault = server.fault or {}
+            raise Unmet(
+                f"the instance ended in ERROR: {fault.get('message', 'Nova gives no reason')}",
+                detail=str(fault.get("details", "")),
+            )
         if self.node not in ("", server.compute_host):
             raise Unmet(f"the instance runs on '{server.compute_host}', not on '{self.node}'")
 
