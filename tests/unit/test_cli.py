@@ -847,6 +847,21 @@ def test_images_are_listed_while_another_stacklab_adds_one(
     assert listed[0]["shared_bytes"] == next(each["own_bytes"] for each in listed if each["kind"] == "base")
 
 
+def test_no_image_goes_while_all_are_verified(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stacklab.images.store.seal_in_background", lambda folder: None)
+    store = Store(home.cache / "images")
+    made = store.ensure("base", {}, lambda folder: None)
+
+    def damage_while_another_prunes(folder: Path) -> list[str]:
+        with pytest.raises(errors.LabBusy):
+            usage.prune(home, store, everything=True)
+        return []
+
+    monkeypatch.setattr("stacklab.images.digest.damage", damage_while_another_prunes)
+    verified = runner.invoke(app, ["images", "verify", "--output", "json"])
+    assert json.loads(verified.stdout) == {made.name: []}
+
+
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [

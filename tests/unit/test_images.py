@@ -251,7 +251,7 @@ class TestDigest:
             file.write(" ")
         assert damage(image.folder) == ["image.json"]
 
-    @pytest.mark.parametrize("text", [None, "", "{"])
+    @pytest.mark.parametrize("text", [None, "", "{", "[]", "null"])
     def test_a_manifest_that_is_gone_or_broken_is_damage(self, image: Image, text: str | None) -> None:
         (image.folder / MANIFEST).unlink()
         if text is not None:
