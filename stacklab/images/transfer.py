@@ -39,7 +39,8 @@ def export_image(store: Store, image: Image, file: Path) -> list[Image]:
     pending = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream, store.kept():
-            images = [*store.chain(image), *store.all("guest")[:1]]
+            images = store.chain(image)
+            images += [guest for guest in store.all("guest")[:1] if guest != image]
             _pack(store, images, file, stream)
         pending.rename(file)
     finally:
@@ -101,7 +102,8 @@ def import_images(store: Store, file: Path) -> list[str]:
 
 def _contents(folder: Path) -> list[str]:
     try:
-        return sorted(json.loads((folder / CONTENTS).read_text()))
+        # As a set: of an exported guest, the name was once written twice.
+        return sorted(set(json.loads((folder / CONTENTS).read_text())))
     except (OSError, ValueError, TypeError):
         return []
 

@@ -591,6 +591,23 @@ class TestTransfer:
         assert (found.tree / "etc/link").readlink() == Path("hostname")
         assert list(elsewhere.leftovers()) == []
 
+    def test_a_guest_by_itself_goes_once(self, store: Store, tmp_path: Path, elsewhere: Store) -> None:
+        guest = add(store, "guest", kind="guest")
+        assert export_image(store, guest, tmp_path / "guest.stacklab") == [guest]
+        assert import_images(elsewhere, tmp_path / "guest.stacklab") == [guest.name]
+
+    def test_a_file_that_names_an_image_twice_is_taken(
+        self, store: Store, tmp_path: Path, elsewhere: Store
+    ) -> None:
+        guest = add(store, "guest", kind="guest")
+        os.link(guest.tree / "etc/hostname", guest.tree / "etc/same")
+        _seal(guest.folder)
+        (store.folder / transfer.CONTENTS).write_text(json.dumps([guest.name, guest.name]))
+        tar = [*transfer._TAR, "--create", "--file", str(tmp_path / "guest.stacklab")]
+        names = [transfer.CONTENTS, guest.name, guest.name]
+        subprocess.run([*tar, "--directory", str(store.folder), *names], check=True)
+        assert import_images(elsewhere, tmp_path / "guest.stacklab") == [guest.name]
+
     def test_the_file_holds_passwords_and_only_its_owner_may_read_it(
         self, exported: tuple[Path, list[str]]
     ) -> None:
