@@ -624,6 +624,28 @@ class TestTransfer:
             export_image(store, store.get(names[0]), file)
         assert (file.read_bytes(), {path.name for path in file.parent.iterdir()}) == before
 
+    @pytest.mark.parametrize(
+        "words", ["Cannot write: No space left on device", "Wrote only 512 of 10240 bytes"]
+    )
+    def test_a_full_disk_is_no_fault_of_the_file(
+        self,
+        store: Store,
+        exported: tuple[Path, list[str]],
+        elsewhere: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        words: str,
+    ) -> None:
+        file, names = exported
+        monkeypatch.setenv("LC_ALL", "xx_XX")
+        full = f'test "$LC_ALL" = C && echo "tar: a file: {words}" >&2; exit 2'
+        monkeypatch.setattr(transfer, "_TAR", ("sh", "-c", full, "tar"))
+        with pytest.raises(StepFailed, match="could not be imported: no space left on the disk") as failed:
+            import_images(elsewhere, file)
+        assert words in failed.value.detail
+        assert list(elsewhere.leftovers()) == []
+        with pytest.raises(StepFailed, match="could not be written: no space left on the disk"):
+            export_image(store, store.get(names[0]), file)
+
     def test_meanwhile_no_image_goes(
         self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
