@@ -30,7 +30,7 @@ from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.images.store import Store
-from stacklab.journal import Journal
+from stacklab.journal import Journal, JournalUnusable
 from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
 from stacklab.lab.secrets import read_secrets
@@ -319,7 +319,8 @@ class Lab:
             if was_on or self.is_elsewhere:  # there it may run, and not be reached
                 self.provider.stop(node)
             if was_on:
-                self.journal.record("stacklab.node.stopped", node.name)
+                with suppress(JournalUnusable):  # a full disk is no reason to stay on
+                    self.journal.record("stacklab.node.stopped", node.name)
 
         try:
             if self.namespace.pid() is not None or self.is_elsewhere:
