@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -497,35 +500,64 @@ class TestUsage:
     ) -> None:
         made = add(store, "one")
         with store.kept(), store.kept():
-            with pytest.raises(LabBusy, match=f"process {os.getpid()}: stacklab"):
+            with pytest.raises(LabBusy, match=f"process {os.getpid()}: "):
                 usage.prune(home, store, everything=True)
             with pytest.raises(LabBusy):
                 usage.remove_unused(home, store, made)
         assert usage.prune(home, store, everything=True) == [made.name]
 
 
-def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
-    file = tmp_path / "locks" / "blue"
-    argv = [
-        os.sys.executable,  # type: ignore[attr-defined]
-        "-c",
-        "import sys; from pathlib import Path; from stacklab import lock\n"
-        "with lock.hold(Path(sys.argv.pop(1)), 'it'): print('held', flush=True); sys.stdin.read()",
-        str(file),
-        "checkpoint",
-        "save",
-        "my lunch",
-    ]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+HOLD = """\
+import sys
+from pathlib import Path
+from stacklab import lock
+with lock.hold(Path(sys.argv[1]), "it", shared=sys.argv[2] == "shared"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_holds(file: Path, how: str, words: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that holds a lock meanwhile, whose command line is that of a `stacklab`."""
+    program = file.parent.parent / "stacklab"
+    program.write_text(HOLD)
+    argv = [sys.executable, str(program), str(file), how, words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[1])}
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(LabBusy) as raised, lock.hold(file, "lab 'blue'"):
-            pass
+        yield other
         other.kill()
-    words = f"lab 'blue' is in use by process {other.pid}: stacklab checkpoint save 'my lunch'"
+
+
+def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "locks" / "blue"
+    with (
+        another_holds(file, "alone", "my lunch") as other,
+        pytest.raises(LabBusy) as raised,
+        lock.hold(file, "lab 'blue'"),
+    ):
+        pass
+    words = f"lab 'blue' is in use by process {other.pid}: stacklab {file} alone 'my lunch'"
     assert raised.value.message == words
     with lock.hold(file, "lab 'blue'"):  # the kernel has freed it
         pass
+
+
+def test_of_those_who_share_a_lock_those_are_named_that_still_have_it(tmp_path: Path) -> None:
+    file = tmp_path / "locks" / "images"
+    with another_holds(file, "shared", "first") as first, another_holds(file, "shared", "second") as second:
+        with pytest.raises(LabBusy) as raised, lock.hold(file, "it"):
+            pass
+        assert sorted(re.findall(r"process (\d+): stacklab", raised.value.message)) == sorted(
+            [str(first.pid), str(second.pid)]
+        )
+        second.kill()
+        second.wait()
+        with pytest.raises(LabBusy) as raised, lock.hold(file, "it"):
+            pass
+    assert raised.value.message == f"it is in use by process {first.pid}: stacklab {file} shared first"
 
 
 def test_a_lock_whose_folder_cannot_be_made_is_not_tried_for_ever() -> None:
