@@ -92,6 +92,7 @@ class Store:
         self.folder = folder
         self._state = state
         self._needed_by = needed_by
+        self._lost: set[Path] = set()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -156,18 +157,13 @@ class Store:
         return self._read(self.folder / name) is not None
 
     def secure(self, name: str) -> bool:
-        """Whether an image is there, complete; one whose sealing was cut off is sealed after all.
-
-        After a reboot that takes its digests: what reads as they say has reached the disk.
-        """
+        """Whether an image is there, complete; one whose sealing was cut off is sealed after all."""
         folder = self.folder / name
-        if self.holds(name):
-            if not (folder / SEALED).exists():
-                seal_in_background(folder)
-            return True
-        if (folder / MANIFEST).exists() and not damage(folder):
-            (folder / SEALED).touch()
-        return self.holds(name)
+        if not self.holds(name):
+            return False
+        if not (folder / SEALED).exists():
+            seal_in_background(folder)
+        return True
 
     def chain(self, image: Image) -> list[Image]:
         """The image and those it stands on, top first. Raises UsageError when one of them is not there."""
@@ -315,8 +311,18 @@ class Store:
         """What is written in an image; raises OSError when it may not have reached the disk."""
         record: dict[str, Any] = json.loads((folder / "image.json").read_text())
         if record["boot"] != boot_id() and not (folder / SEALED).exists():
-            raise FileNotFoundError(folder / SEALED)
+            self._seal_after_reboot(folder)
         return record
+
+    def _seal_after_reboot(self, folder: Path) -> None:
+        """Seal an image whose sealing was cut off: what reads as its digests say has reached the disk.
+
+        Raises FileNotFoundError when it has no digests or reads otherwise.
+        """
+        if folder in self._lost or not (folder / MANIFEST).exists() or damage(folder):
+            self._lost.add(folder)  # to read it all takes time
+            raise FileNotFoundError(folder / SEALED)
+        (folder / SEALED).touch()
 
     def _folder(self, kind: str, key: str) -> Path:
         return self.folder / f"{kind}-{key[:24]}"

@@ -113,11 +113,42 @@ class TestStore:
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sealed, unsealed = add(store, "sealed"), add(store, "unsealed")
-        (unsealed.folder / SEALED).unlink()
+        for file in (SEALED, MANIFEST):
+            (unsealed.folder / file).unlink()
         assert store.holds(unsealed.name)
         monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
         assert [image.name for image in store.all()] == [sealed.name]
         assert list(store.leftovers()) == [unsealed.folder]
+
+    def test_what_was_whole_on_the_disk_when_the_machine_went_off_is_found(
+        self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = chain(store)
+        for image in images:
+            (image.folder / SEALED).unlink()
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        assert list(Store(store.folder).leftovers()) == []
+        for image in images:
+            (image.folder / SEALED).unlink()
+        assert store.get(images[-1].name) == images[-1]
+        assert store.find("layer", {"is": "layer"}) == images[-1]
+        assert usage.prune(home, store) == []
+
+    def test_an_image_that_is_not_whole_on_the_disk_is_read_once(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = chain(store)[0]
+        (base.folder / SEALED).unlink()
+        read: list[Path] = []
+
+        def damaged(folder: Path) -> list[str]:
+            read.append(folder)
+            return ["tree/etc/hostname"]
+
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        monkeypatch.setattr(store_module, "damage", damaged)
+        assert store.all() == store.all() == []
+        assert read == [base.folder]
 
     def test_an_image_is_absent_without_what_it_stands_on(self, store: Store) -> None:
         base, packages, layer = chain(store)
@@ -426,7 +457,8 @@ class TestUsage:
         """The machine was switched off before it had reached the disk for certain."""
         made = add(store, "one")
         a_lab(home, "blue", made)
-        (made.folder / SEALED).unlink()
+        for file in (SEALED, MANIFEST):
+            (made.folder / file).unlink()
         monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
         assert not store.holds(made.name)
         assert usage.prune(home, store, everything=True) == []
