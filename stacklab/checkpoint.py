@@ -169,4 +169,5 @@ def _freeze(lab: Lab, store: Store, name: str, *, memory: bool = False, **about:
         **about,
     }
     title = f"{lab.name}: {name}" if name else f"{lab.name}, cloned"
-    return freeze(lab, store, CHECKPOINT, inputs, title=title, memory=memory)
+    # What the user keeps is not lost to a power cut; what is cloned is on its way to labs of its own.
+    return freeze(lab, store, CHECKPOINT, inputs, title=title, memory=memory, durable=bool(name))

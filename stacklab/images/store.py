@@ -8,8 +8,8 @@
     packages-3f9c.../sealed          it has reached the disk
 
 An image is built in `.building-...` and renamed when it is complete. Writing gigabytes through to the disk is
-not waited for: an image that is not sealed is good until the machine reboots. After that it counts as absent
-until its digests were found to be right.
+not waited for, except for a checkpoint that the user keeps: an image that is not sealed is good until the
+machine reboots. After that it counts as absent until its digests were found to be right.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from typing import Any
 
 from stacklab import lock
 from stacklab.errors import StepFailed, UsageError
-from stacklab.files import boot_id, remove_tree, write_atomically
+from stacklab.files import boot_id, reach_disk, remove_tree, write_atomically
 from stacklab.home import Home
-from stacklab.images.digest import MANIFEST, SEALED, damage, seal_in_background
+from stacklab.images.digest import MANIFEST, SEALED, damage, seal, seal_in_background
 
 _BUILDING = ".building-"
 _STATES = ".states"
@@ -196,8 +196,12 @@ class Store:
         *,
         stands_on: Sequence[str],
         title: str = "",
+        durable: bool = False,
     ) -> Image:
-        """Like `ensure`, for an image that stands on those named in `stands_on`, top first."""
+        """Like `ensure`, for an image that stands on those named in `stands_on`, top first.
+
+        durable: a new one is there when it, and all that it stands on, has reached the disk.
+        """
         final = self._folder(kind, key_of(inputs))
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock.hold(self._lock(final), f"the image {final.name}", wait=True):
@@ -220,10 +224,17 @@ class Store:
                     "boot": boot_id(),
                 }
                 write_atomically(building / "image.json", json.dumps(record, indent=1))
+                if durable:
+                    for folder in (*(self.folder / name for name in stands_on), building):
+                        if not (folder / SEALED).exists():
+                            seal(folder)
                 building.rename(final)
             finally:
                 remove_tree(building)
-        seal_in_background(final)
+        if durable:
+            reach_disk([self.folder])
+        else:
+            seal_in_background(final)
         return self.get(final.name)
 
     def take(self, folders: Sequence[Path]) -> list[str]:

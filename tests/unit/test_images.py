@@ -134,6 +134,26 @@ class TestStore:
         assert store.find("layer", {"is": "layer"}) == images[-1]
         assert usage.prune(home, store) == []
 
+    def test_what_is_to_last_is_sealed_with_all_below_it_before_it_is_there(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = add(store, "base", kind="base")
+        (base.folder / SEALED).unlink()
+        sealed: list[str] = []
+
+        def watched(folder: Path) -> None:
+            assert store.all("checkpoint") == []
+            sealed.append(folder.name)
+            _seal(folder)
+
+        monkeypatch.setattr(store_module, "seal", watched)
+        monkeypatch.setattr(store_module, "seal_in_background", lambda folder: None)
+        made = store.add("checkpoint", {}, build, stands_on=[base.name], durable=True)
+        assert len(sealed) == 2 and sealed[0] == base.name
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        assert damage(made.folder) == []
+        assert store.get(made.name) == made
+
     def test_an_image_that_is_not_whole_on_the_disk_is_read_once(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
