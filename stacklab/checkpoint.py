@@ -35,6 +35,7 @@ def save(lab: Lab, name: str, listener: Listener, *, memory: bool = False) -> Im
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' cannot be the name of a checkpoint: {NAME_WORDS}")
+    lab.refuse_another_cache()
     store = store_of(lab.home)
     with lab.locked(), store.kept():
         lab.journal.subscribe(listener)
@@ -49,6 +50,7 @@ def save(lab: Lab, name: str, listener: Listener, *, memory: bool = False) -> Im
 
 def restore_checkpoint(lab: Lab, name: str, listener: Listener) -> None:
     """Put the lab back on a checkpoint: what came after it is gone."""
+    lab.refuse_another_cache()
     store = store_of(lab.home)
     with lab.locked(), store.kept():
         lab.journal.subscribe(listener)
@@ -103,6 +105,7 @@ def clone(
     where the source is, instead of booting. What was cut off goes on, with copies of the same moment.
     Raises UsageError before anything is made when a name is taken.
     """
+    source.refuse_another_cache()
     store = store_of(source.home)
     labs = [Lab(source.home, name) for name in names]
     asked = {"lab": source.name, "new_secrets": new_secrets}

@@ -276,8 +276,27 @@ class Lab:
                 wait_for_ssh(self, node)
         return bool(stopped)
 
+    def refuse_another_cache(self) -> None:
+        """Raises UsageError when the disk of a node stands on an image of another cache than this one."""
+        cache = self.home.cache
+        trees: list[Path] = []
+        for node in self.settings.nodes:
+            with suppress(FileNotFoundError):  # it has no disk
+                trees += self.provider.image(node)
+        for tree in trees:
+            if tree.is_dir() and not tree.is_relative_to(cache / "images"):
+                there = next(folder for folder in tree.parents if folder.name in ("images", ""))
+                raise UsageError(
+                    f"lab '{self.name}' stands on images in {there}, and the cache is {cache}",
+                    hint=f"export STACKLAB_CACHE={there.parent}",
+                )
+
     def refuse_lost_images(self) -> None:
-        """Raises LabDamaged when the disk of a node stands on an image that is not there whole any more."""
+        """Raises LabDamaged when the disk of a node stands on an image that is not there whole any more.
+
+        Raises UsageError when that is in another cache.
+        """
+        self.refuse_another_cache()
         lost = self._lost_images()
         if lost:
             why, first = "have gone: the cache was emptied or moved", ""

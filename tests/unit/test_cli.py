@@ -770,6 +770,28 @@ def test_a_lab_whose_images_have_gone_says_so(verb: str, lab: Lab, home: Home) -
     assert f"{home.cache}/images/base-1/tree (node 'controller')" in result.stderr
 
 
+@pytest.mark.parametrize("thawing", ["", "layer-1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("up", "start", "down --to 1 --yes", "checkpoint save lunch", "checkpoint restore lunch --yes"),
+        "clone blue green",
+    ],
+)
+def test_a_lab_of_another_cache_names_it(
+    words: str, thawing: str, lab: Lab, home: Home, tmp_path: Path
+) -> None:
+    lab.save(lab.settings.model_copy(update={"thawing": thawing}))
+    tree = tmp_path / "images" / "images" / "base-1" / "tree"
+    tree.mkdir(parents=True)
+    write(lab.folder / "nodes" / "controller" / "lower", str(tree))
+    result = runner.invoke(app, words.split(), env={"STACKLAB_LAB": "blue"})
+    assert result.exit_code == 2
+    told = f"lab 'blue' stands on images in {tmp_path}/images/images, and the cache is {home.cache}\n"
+    assert f"{told}next: export STACKLAB_CACHE={tmp_path}/images\n" in result.stderr
+    assert not home.cache.exists()
+
+
 def test_a_folder_that_cannot_be_written_is_no_fault_of_stacklab(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
