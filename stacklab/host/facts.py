@@ -95,7 +95,7 @@ def gather(folders: Sequence[Path]) -> Facts:
         cgroups=present,
         controllers=_controllers(present),
         cgroups_writable=all(os.access(hierarchy.mount_point, os.W_OK) for hierarchy in present),
-        programs={name: Path(path) for name in PROGRAMS if (path := _which(name))},
+        programs={name: Path(path) for name in PROGRAMS if (path := shutil.which(name))},
         libvirt_drivers=_libvirt_drivers(),
         memory=_available_memory(),
         disk=tuple(_space(folder) for folder in folders),
@@ -103,11 +103,6 @@ def gather(folders: Sequence[Path]) -> Facts:
         apparmor=_apparmor(),
         selinux=_selinux(),
     )
-
-
-def _which(program: str) -> str | None:
-    # root's PATH may lack the sbin folders (`su` without a dash).
-    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin")
 
 
 def _existing(folder: Path) -> Path:

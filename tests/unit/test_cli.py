@@ -339,6 +339,32 @@ main()
     assert (done.returncode, done.stderr) == (0, "2\n")
 
 
+@pytest.mark.parametrize(
+    ("path", "completed"),
+    [
+        ("/usr/bin:/bin", "/usr/bin:/bin:/usr/sbin:/sbin"),
+        ("/usr/sbin:/usr/bin", "/usr/sbin:/usr/bin:/sbin"),
+        ("/sbin:/usr/sbin", "/sbin:/usr/sbin"),
+        ("", f"{os.defpath}:/usr/sbin:/sbin"),
+    ],
+)
+def test_programs_of_root_are_found_without_its_path(path: str, completed: str) -> None:
+    script = """
+import os
+from stacklab.cli.main import app, main
+
+@app.command()
+def work():
+    print(os.environ["PATH"])
+
+main()
+"""
+    argv = [sys.executable, "-c", script, "work"]
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{completed}\n"
+
+
 # Labs
 
 
