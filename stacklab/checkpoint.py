@@ -103,7 +103,7 @@ def clone(
 
     new_secrets: give each passwords of its own, which brings all its services up anew. memory: they go on
     where the source is, instead of booting. What was cut off goes on, with copies of the same moment.
-    Raises UsageError before anything is made when a name is taken.
+    Raises UsageError before anything is made when a name is taken, or too long for the state folder.
     """
     source.refuse_another_cache()
     store = store_of(source.home)
@@ -114,6 +114,7 @@ def clone(
         begun = ""
     for lab in labs:
         _refuse_taken(lab, begun)
+        lab.refuse_long_path(source.settings.node_kind)
     with store.kept():
         with source.locked():
             source.journal.subscribe(listener)

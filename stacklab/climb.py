@@ -92,6 +92,8 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
                 lab.remove_lost_nodes()
             if not lab.settings.thawing:  # else its nodes are about to be put on another image
                 lab.refuse_lost_images()
+        else:
+            lab.refuse_long_path(blueprint.settings.node_kind)
         running = brought_up(lab, blueprint) if lab.exists else frozenset[str]()
         host = preflight(home, blueprint, running, online=not request.offline)
         _refuse_gone_versions(home, blueprint, online=not request.offline)

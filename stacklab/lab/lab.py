@@ -45,6 +45,7 @@ ROOT = "root"
 _GONE = ".gone-"  # before the name of a lab that is destroyed
 Result = TypeVar("Result")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+SOCKET_BYTES = 107  # of the path of a socket (unix(7))
 NAME_WORDS = "a letter, then up to 30 of a-z, 0-9 and -"
 
 
@@ -275,6 +276,18 @@ class Lab:
             if state is NodeState.RUNNING:  # since a moment ago, maybe, by a command that was cut off
                 wait_for_ssh(self, node)
         return bool(stopped)
+
+    def refuse_long_path(self, node_kind: str) -> None:
+        """Raises UsageError when the lab, of nodes of that kind, could not be made in so long a folder."""
+        # The longest: if the nodes are emulated, a lab in another folder builds what they start from.
+        socket = (self.builder if node_kind == "vm" else self)._namespace.libvirt_socket
+        length = len(os.fsencode(socket))
+        if length > SOCKET_BYTES:
+            most = len(os.fsencode(self.home.state)) - length + SOCKET_BYTES
+            raise UsageError(
+                f"{socket} is {length} bytes long; the path of a socket has {SOCKET_BYTES} at most",
+                hint=f"export STACKLAB_STATE=FOLDER, one whose path has {most} bytes at most",
+            )
 
     def refuse_another_cache(self) -> None:
         """Raises UsageError when the disk of a node stands on an image of another cache than this one."""

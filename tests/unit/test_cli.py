@@ -33,6 +33,7 @@ from stacklab.home import DEFAULT_STATE, Home
 from stacklab.images import usage
 from stacklab.images.store import Store
 from stacklab.lab import Lab, LabSettings
+from stacklab.lab.lab import SOCKET_BYTES
 from stacklab.plan import Plan, PlannedFile, PlannedImage, PlannedLayer
 from stacklab.provide.provider import Node
 from tests.unit.catalogs import write, write_service
@@ -275,6 +276,31 @@ def test_a_path_that_tools_would_misread_is_refused_at_once(
     assert result.stderr.endswith(f"next: export {variable}=/srv/my-clouds\n")
     unreadable = OSError(errno.EIO, "I/O error", "/srv/x")
     assert runner.invoke(failing(unreadable), ["up"]).exit_code == 1  # an error is told all the same
+
+
+@pytest.mark.parametrize(("kind", "most"), [("lxc", 69), ("vm", 60)])
+def test_a_state_folder_with_too_long_a_path_for_sockets_is_refused_at_once(
+    kind: str, most: int, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / ("x" * 60)
+    monkeypatch.setenv("STACKLAB_STATE", str(state))
+    result = runner.invoke(app, ["up", "--node-kind", kind])
+    length = len(str(state)) + SOCKET_BYTES - most
+    assert result.exit_code == 2
+    assert f"/labs/default/run/libvirt/libvirt-sock is {length} bytes long; the path of" in result.stderr
+    assert result.stderr.endswith(f"STACKLAB_STATE=FOLDER, one whose path has {most} bytes at most\n")
+    assert not state.exists() and not home.cache.exists()
+
+
+def test_a_copy_whose_path_would_be_too_long_for_sockets_is_refused_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "x" * 31
+    socket = f"{lab.home.labs}/{long}/run/libvirt/libvirt-sock"
+    monkeypatch.setattr("stacklab.lab.lab.SOCKET_BYTES", len(socket) - 1)
+    result = runner.invoke(app, ["clone", "blue", long])
+    assert result.exit_code == 2
+    assert f"{socket} is {len(socket)} bytes long" in result.stderr
 
 
 def test_an_empty_variable_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
