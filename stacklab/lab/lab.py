@@ -45,8 +45,8 @@ ROOT = "root"
 _GONE = ".gone-"  # before the name of a lab that is destroyed
 Result = TypeVar("Result")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
-SOCKET_BYTES = 107  # of the path of a socket (unix(7))
 NAME_WORDS = "a letter, then up to 30 of a-z, 0-9 and -"
+SOCKET_BYTES = 107  # of the path of a socket (unix(7))
 
 
 @dataclass(frozen=True)
