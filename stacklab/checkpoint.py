@@ -36,6 +36,7 @@ def save(lab: Lab, name: str, listener: Listener, *, memory: bool = False) -> Im
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' cannot be the name of a checkpoint: {NAME_WORDS}")
+    lab.refuse_another_cache()
     store = store_of(lab.home)
     with lab.locked(), store.kept():
         lab.journal.subscribe(listener)
@@ -50,6 +51,7 @@ def save(lab: Lab, name: str, listener: Listener, *, memory: bool = False) -> Im
 
 def restore_checkpoint(lab: Lab, name: str, listener: Listener) -> None:
     """Put the lab back on a checkpoint: what came after it is gone."""
+    lab.refuse_another_cache()
     store = store_of(lab.home)
     with lab.locked(), store.kept():
         lab.journal.subscribe(listener)
@@ -102,8 +104,10 @@ def clone(
 
     new_secrets: give each passwords of its own, which brings all its services up anew. memory: they go on
     where the source is, instead of booting. What was cut off goes on, with copies of the same moment.
-    Raises UsageError before anything is made when a name is taken, HostUnfit when there is no memory for all.
+    Raises UsageError before anything is made when a name is taken, or too long for the state folder; HostUnfit
+    when there is no memory for all.
     """
+    source.refuse_another_cache()
     store = store_of(source.home)
     labs = [Lab(source.home, name) for name in names]
     asked = {"lab": source.name, "new_secrets": new_secrets}
@@ -112,6 +116,7 @@ def clone(
         begun = ""
     for lab in labs:
         _refuse_taken(lab, begun)
+        lab.refuse_long_path(source.settings.node_kind)
     refuse_without_memory(source, sum(lab.namespace.pid() is None for lab in labs))
     with store.kept():
         with source.locked():
@@ -171,4 +176,5 @@ def _freeze(lab: Lab, store: Store, name: str, *, memory: bool = False, **about:
         **about,
     }
     title = f"{lab.name}: {name}" if name else f"{lab.name}, cloned"
-    return freeze(lab, store, CHECKPOINT, inputs, title=title, memory=memory)
+    # What the user keeps is not lost to a power cut; what is cloned is on its way to labs of its own.
+    return freeze(lab, store, CHECKPOINT, inputs, title=title, memory=memory, durable=bool(name))

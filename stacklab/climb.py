@@ -86,10 +86,14 @@ def up(home: Home, request: UpRequest, listener: Listener, accept: "Accept | Non
             from stacklab.remote.climb import up_on_hosts
 
             return up_on_hosts(lab, blueprint, listener, accept, online=not request.offline)
-        if lab.exists and not lab.settings.thawing:  # whose nodes are about to be put on another image
-            if not lab.settings.layer:  # there is nothing in its nodes yet that could be lost
+        if lab.exists:
+            lab.refuse_another_cache()
+            if not lab.settings.layer and not lab.settings.thawing:  # nothing in its nodes could be lost yet
                 lab.remove_lost_nodes()
-            lab.refuse_lost_images()
+            if not lab.settings.thawing:  # else its nodes are about to be put on another image
+                lab.refuse_lost_images()
+        else:
+            lab.refuse_long_path(blueprint.settings.node_kind)
         running = running_services(lab, blueprint) if lab.exists else frozenset[str]()
         host = preflight(home, blueprint, running, online=not request.offline)
         _refuse_gone_versions(home, blueprint, online=not request.offline)

@@ -35,11 +35,19 @@ SSH = "ssh"
 
 
 def freeze(
-    lab: Lab, store: Store, kind: str, inputs: Mapping[str, Any], title: str = "", *, memory: bool = False
+    lab: Lab,
+    store: Store,
+    kind: str,
+    inputs: Mapping[str, Any],
+    title: str = "",
+    *,
+    memory: bool = False,
+    durable: bool = False,
 ) -> Image:
     """The image of the lab as it is now, which is paused while it is copied (a second or so).
 
-    memory: keep the memory of its nodes, too, which takes some seconds more.
+    memory: keep the memory of its nodes, too, which takes some seconds more. durable: return when a power cut
+    cannot take it away any more; the lab runs on meanwhile.
 
     Raises StepFailed when the copy fails, a full disk for one; no image is left then, and the lab is
     unharmed. Raises UsageError where there are no nodes, as `up` was cut off before it made them, LabDamaged
@@ -69,7 +77,7 @@ def freeze(
 
     stands_on = dict.fromkeys(store.name_of(tree) for node in nodes for tree in lab.provider.image(node))
     with lab.journal.step("freeze", lab.name, image=kind):
-        return store.add(kind, inputs, build, stands_on=list(stands_on), title=title)
+        return store.add(kind, inputs, build, stands_on=list(stands_on), title=title, durable=durable)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ _APPLICATION_ID = 0x53744C62  # "StLb": tells a journal from any other SQLite fi
 _VERSION = 1
 _DETAIL_LIMIT = 20_000  # characters; the end of a log is what matters
 _BUSY_SECONDS = 10.0
+# The last when the index of the write-ahead log is made, which a reader needs, too.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -91,6 +93,7 @@ class Journal:
         self.path = path
         self.source = f"/stacklab/labs/{lab or path.absolute().parent.name}"
         self._connection: sqlite3.Connection | None = None
+        self._is_immutable = False
         self._listeners: list[Listener] = []
         # One connection behind one lock: events are few and small, and the order in which listeners
         # hear of them is then the order of their ids.
@@ -270,16 +273,31 @@ class Journal:
 
     def _open(self, *, create: bool = False) -> sqlite3.Connection | None:
         """The connection; None when there is no journal yet and `create` is not asked for."""
-        if self._connection is not None:
+        if self._connection is not None and not self._is_immutable:
             return self._connection
+        self.close()
         if create:
             # O_EXCL, because to open and close a file that SQLite has open would drop SQLite's POSIX locks.
             with suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         elif not self.path.exists() or self.path.stat().st_size == 0:
             return None
+        try:
+            connection = self._connect("mode=rw")
+        except sqlite3.OperationalError as error:
+            # On a full disk, what nobody writes can still be read: all of it is in the file itself.
+            if create or error.sqlite_errorcode not in _FULL or self._has_log():
+                raise
+            self._connection, self._is_immutable = self._connect("immutable=1"), True
+            return self._connection
+        self._connection, self._is_immutable = connection, False
+        weakref.finalize(self, connection.close)  # of one that nobody closes, as Python 3.13 warns of those
+        return connection
+
+    def _connect(self, how: str) -> sqlite3.Connection:
+        """A connection, opened as https://sqlite.org/uri.html says."""
         connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode=rw",
+            f"{self.path.absolute().as_uri()}?{how}",
             uri=True,
             timeout=_BUSY_SECONDS,
             isolation_level=None,
@@ -290,9 +308,11 @@ class Journal:
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
-        weakref.finalize(self, connection.close)  # of one that nobody closes, as Python 3.13 warns of those
         return connection
+
+    def _has_log(self) -> bool:
+        log = self.path.with_name(f"{self.path.name}-wal")
+        return log.exists() and log.stat().st_size > 0
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # Tables first: another process may make them, and the id with them, between two of these lines.
@@ -319,9 +339,9 @@ class Journal:
         try:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a row without JSON or a time
-            if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            if getattr(error, "sqlite_errorcode", None) in _FULL:
                 raise JournalUnusable(
-                    f"the journal {self.path} cannot be written: the disk is full",
+                    f"the journal {self.path} cannot be {verb}: the disk is full",
                     hint="df -h shows which disk; make room and run the same command again",
                 ) from error
             if isinstance(error, OSError | sqlite3.OperationalError) and not _is_damage(error):

@@ -45,6 +45,7 @@ def start(lab: Lab, listener: Listener) -> None:
     Raises StepFailed, with what is still missing, when the cloud does not answer within 300 s; where all
     nodes ran already, when the same has been missing for 60 s, as nothing is on its way then.
     """
+    lab.refuse_another_cache()
     store = store_of(lab.home)
     with lab.locked(), store.kept():
         if lab.settings.renewing:
@@ -66,6 +67,7 @@ def down(lab: Lab, layer: int, listener: Listener) -> None:
 
     Raises UsageError when the lab does not stand on or above that layer, or has no image of it any more.
     """
+    lab.refuse_another_cache()
     store = store_of(lab.home)
     with lab.locked(), store.kept():
         lab.journal.subscribe(listener)

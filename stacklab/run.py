@@ -17,7 +17,7 @@ from typing import IO, Any
 from stacklab.children import BOUND, BOUND_TREE
 from stacklab.errors import Interrupted, StepFailed
 from stacklab.home import data_dir
-from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED
+from stacklab.journal import STEP_FAILED, STEP_PASSED, STEP_STARTED, JournalUnusable
 from stacklab.lab.access import connect_seconds
 from stacklab.lab.lab import Lab
 
@@ -32,7 +32,8 @@ FOLLOW_STEPS = (
 def run_playbook(lab: Lab, folder: Path) -> None:
     """Run the playbook in `folder` on the lab's nodes.
 
-    Raises StepFailed with the node, the service, the step and its output.
+    Raises StepFailed with the node, the service, the step and its output, JournalUnusable when what the nodes
+    say cannot be recorded.
     """
     import ansible_runner
 
@@ -53,12 +54,15 @@ def run_playbook(lab: Lab, folder: Path) -> None:
         )
         runner.config.command = [*BOUND_TREE, *runner.config.command]
         runner.run()
-    if runner.status == "successful":  # whatever failed was ignored or rescued
-        return
-    if recorder.failure:
+    failed = runner.status != "successful"  # else whatever failed was ignored or rescued
+    if failed and recorder.failure:
         raise recorder.failure
     if runner.status == "canceled":
         raise Interrupted("interrupted")
+    if recorder.unusable:
+        raise recorder.unusable
+    if not failed:
+        return
     output = Path(runner.config.artifact_dir, "stdout")
     tail = output.read_text(errors="replace").splitlines()[-TAIL_LINES:] if output.exists() else []
     raise StepFailed(f"the playbook of {folder.name} failed", detail="\n".join(tail), hint=f"less {output}")
@@ -142,6 +146,8 @@ class _Recorder:
         self._ended: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
         self._failures: dict[str, StepFailed] = {}
+        self.unusable: JournalUnusable | None = None
+        """Why a step that a node told of could not be recorded."""
 
     @property
     def failure(self) -> StepFailed | None:
@@ -149,10 +155,18 @@ class _Recorder:
         return next(iter(self._failures.values()), None)
 
     def read_steps(self, node: str, lines: IO[str]) -> None:
-        """Record each line, a JSON object, that a node writes when the state of a step changes."""
+        """Record each line, a JSON object, that a node writes when the state of a step changes.
+
+        All are read, also when they cannot be recorded any more: this is a thread of its own, and the node
+        would wait with a full pipe.
+        """
         for line in lines:
-            with contextlib.suppress(ValueError):
+            try:
                 self._record_step(node, json.loads(line))
+            except ValueError:
+                continue
+            except JournalUnusable as error:
+                self.unusable = error
 
     def take(self, event: dict[str, Any]) -> bool:
         """One event of ansible-runner (https://ansible.readthedocs.io/projects/runner/en/stable/intro/)."""

@@ -119,7 +119,8 @@ def verify(output: OutputOption = Output.TABLE, verbose: Verbose = False) -> Non
     from stacklab.images.usage import store_of
 
     store = store_of(Home.from_environment())
-    broken = {image.name: damage(image.folder) for image in store.all()}
+    with store.kept():  # so that none goes meanwhile
+        broken = {image.name: damage(image.folder) for image in store.all()}
     if output is Output.JSON:
         print_json(broken)
     else:

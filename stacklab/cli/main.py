@@ -174,6 +174,13 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode))
 
 
+def _complete_path() -> None:
+    """Have the folders of root's own programs on the PATH: it may lack them (`su` without a dash)."""
+    path = os.environ.get("PATH") or os.defpath
+    missing = [folder for folder in ("/usr/sbin", "/sbin") if folder not in path.split(":")]
+    os.environ["PATH"] = ":".join([path, *missing])
+
+
 def _leave_broken_output() -> None:
     """Have Python end without a word more, and with the exit code of the work, where its output goes nowhere.
 
@@ -188,6 +195,7 @@ def _leave_broken_output() -> None:
 def main() -> None:
     """The entry point of the program; always ends the process."""
     _open_closed_streams()
+    _complete_path()
     try:
         app(prog_name="stacklab")
     finally:

@@ -119,7 +119,7 @@ def _namespaces(facts: Facts, needs: Needs) -> Result:
 def _overlay(facts: Facts, needs: Needs) -> Result:
     if "overlay" not in facts.features:
         return _failed(
-            "no overlay can be mounted in stacklab's folder",
+            "no overlay can be mounted in one of stacklab's folders",
             "`modprobe overlay`, or set STACKLAB_STATE and STACKLAB_CACHE to folders on ext4, XFS or btrfs",
         )
     return _ok("overlays can be mounted")

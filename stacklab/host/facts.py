@@ -5,7 +5,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,8 +36,13 @@ LIBVIRT_DRIVERS = ("lxc", "network", "qemu")
 # whatever it runs in (a container, a hardened kernel) allow it. Output: the words of those that work.
 _PROBE = """
 mount --make-rprivate / && echo namespaces
-mkdir "$1/lower" "$1/upper" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" overlay "$1/root" && echo overlay
+overlay=overlay
+for folder; do
+    mkdir "$folder/lower" "$folder/upper" "$folder/work" "$folder/root"
+    options="lowerdir=$folder/lower,upperdir=$folder/upper,workdir=$folder/work"
+    mount -t overlay -o "$options" overlay "$folder/root" || overlay=
+done
+echo $overlay
 ip link add probe0 type veth peer name probe1 && echo veth
 ip link add probe2 type bridge && echo bridge
 mount -t proc proc /proc && echo proc
@@ -82,7 +88,7 @@ class Facts:
 
 
 def gather(folders: Sequence[Path]) -> Facts:
-    """Look at this machine; `folders` are those whose free space matters, and need not exist yet."""
+    """Look at this machine; `folders` are those that all is put into, and need not exist yet."""
     release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
     present = tuple(hierarchies())
     return Facts(
@@ -91,11 +97,11 @@ def gather(folders: Sequence[Path]) -> Facts:
         distribution=release.get("ID", "unknown"),
         version=release.get("VERSION_ID", ""),
         kernel=platform.release(),
-        features=_features(_existing(folders[0]) if folders else Path("/var/tmp")),
+        features=_features({_existing(folder) for folder in folders}),
         cgroups=present,
         controllers=_controllers(present),
         cgroups_writable=all(os.access(hierarchy.mount_point, os.W_OK) for hierarchy in present),
-        programs={name: Path(path) for name in PROGRAMS if (path := _which(name))},
+        programs={name: Path(path) for name in PROGRAMS if (path := shutil.which(name))},
         libvirt_drivers=_libvirt_drivers(),
         memory=available_memory(),
         disk=tuple(_space(folder) for folder in folders),
@@ -103,11 +109,6 @@ def gather(folders: Sequence[Path]) -> Facts:
         apparmor=_apparmor(),
         selinux=_selinux(),
     )
-
-
-def _which(program: str) -> str | None:
-    # root's PATH may lack the sbin folders (`su` without a dash).
-    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin")
 
 
 def _existing(folder: Path) -> Path:
@@ -120,29 +121,18 @@ def _space(folder: Path) -> Space:
     return Space(folder, shutil.disk_usage(place).free // MIB, place.stat().st_dev)
 
 
-def _features(folder: Path) -> frozenset[str]:
-    """What works of the probe; it is tried in `folder`, as an overlay may not lie on every file system."""
+def _features(folders: Iterable[Path]) -> frozenset[str]:
+    """What works of the probe; it is tried in all folders, as an overlay may not lie on every file system."""
     devices = {word for word, device in DEVICES.items() if Path(device).exists()}
+    unshare = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork"]
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".probe-") as work:
+        with ExitStack() as places:
+            work = [
+                places.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".probe-"))
+                for folder in folders
+            ]
             done = subprocess.run(
-                [
-                    "unshare",
-                    "--mount",
-                    "--net",
-                    "--uts",
-                    "--ipc",
-                    "--pid",
-                    "--fork",
-                    "sh",
-                    "-c",
-                    _PROBE,
-                    "sh",
-                    work,
-                ],
-                capture_output=True,
-                text=True,
-                check=False,
+                [*unshare, "sh", "-c", _PROBE, "sh", *work], capture_output=True, text=True, check=False
             )
     except OSError:  # not root, a read-only disk, or no unshare: other checks say so
         return frozenset(devices)

@@ -66,11 +66,12 @@ def damage(folder: Path) -> list[str]:
     An image that is not sealed yet cannot be told: it was written since the machine booted.
     """
     try:
-        expected: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+        entries = json.loads((folder / MANIFEST).read_text()).items()
     except FileNotFoundError:
         return [MANIFEST] if (folder / SEALED).exists() else []
-    except ValueError:
+    except (ValueError, AttributeError):  # the latter: JSON, and no object
         return [MANIFEST]
+    expected = {path: str(digest) for path, digest in entries}
     found = manifest(folder, expected)
     return sorted(path for path in {*expected, *found} if expected.get(path) != found.get(path))
 

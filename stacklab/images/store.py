@@ -8,8 +8,8 @@
     packages-3f9c.../sealed          it has reached the disk
 
 An image is built in `.building-...` and renamed when it is complete. Writing gigabytes through to the disk is
-not waited for: an image that is not sealed is good until the machine reboots. After that it counts as absent
-until its digests were found to be right.
+not waited for, except for a checkpoint that the user keeps: an image that is not sealed is good until the
+machine reboots. After that it counts as absent until its digests were found to be right.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from typing import Any
 
 from stacklab import lock
 from stacklab.errors import StepFailed, UsageError
-from stacklab.files import boot_id, remove_tree, write_atomically
+from stacklab.files import boot_id, reach_disk, remove_tree, write_atomically
 from stacklab.home import Home
-from stacklab.images.digest import MANIFEST, SEALED, damage, seal_in_background
+from stacklab.images.digest import MANIFEST, SEALED, damage, seal, seal_in_background
 
 _BUILDING = ".building-"
 _STATES = ".states"
@@ -92,6 +92,7 @@ class Store:
         self.folder = folder
         self._state = state
         self._needed_by = needed_by
+        self._lost: set[Path] = set()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -156,18 +157,13 @@ class Store:
         return self._read(self.folder / name) is not None
 
     def secure(self, name: str) -> bool:
-        """Whether an image is there, complete; one whose sealing was cut off is sealed after all.
-
-        After a reboot that takes its digests: what reads as they say has reached the disk.
-        """
+        """Whether an image is there, complete; one whose sealing was cut off is sealed after all."""
         folder = self.folder / name
-        if self.holds(name):
-            if not (folder / SEALED).exists():
-                seal_in_background(folder)
-            return True
-        if (folder / MANIFEST).exists() and not damage(folder):
-            (folder / SEALED).touch()
-        return self.holds(name)
+        if not self.holds(name):
+            return False
+        if not (folder / SEALED).exists():
+            seal_in_background(folder)
+        return True
 
     def chain(self, image: Image) -> list[Image]:
         """The image and those it stands on, top first. Raises UsageError when one of them is not there."""
@@ -200,8 +196,12 @@ class Store:
         *,
         stands_on: Sequence[str],
         title: str = "",
+        durable: bool = False,
     ) -> Image:
-        """Like `ensure`, for an image that stands on those named in `stands_on`, top first."""
+        """Like `ensure`, for an image that stands on those named in `stands_on`, top first.
+
+        durable: a new one is there when it, and all that it stands on, has reached the disk.
+        """
         final = self._folder(kind, key_of(inputs))
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock.hold(self._lock(final), f"the image {final.name}", wait=True):
@@ -224,10 +224,17 @@ class Store:
                     "boot": boot_id(),
                 }
                 write_atomically(building / "image.json", json.dumps(record, indent=1))
+                if durable:
+                    for folder in (*(self.folder / name for name in stands_on), building):
+                        if not (folder / SEALED).exists():
+                            seal(folder)
                 building.rename(final)
             finally:
                 remove_tree(building)
-        seal_in_background(final)
+        if durable:
+            reach_disk([self.folder])
+        else:
+            seal_in_background(final)
         return self.get(final.name)
 
     def take(self, folders: Sequence[Path]) -> list[str]:
@@ -315,8 +322,18 @@ class Store:
         """What is written in an image; raises OSError when it may not have reached the disk."""
         record: dict[str, Any] = json.loads((folder / "image.json").read_text())
         if record["boot"] != boot_id() and not (folder / SEALED).exists():
-            raise FileNotFoundError(folder / SEALED)
+            self._seal_after_reboot(folder)
         return record
+
+    def _seal_after_reboot(self, folder: Path) -> None:
+        """Seal an image whose sealing was cut off: what reads as its digests say has reached the disk.
+
+        Raises FileNotFoundError when it has no digests or reads otherwise.
+        """
+        if folder in self._lost or not (folder / MANIFEST).exists() or damage(folder):
+            self._lost.add(folder)  # to read it all takes time
+            raise FileNotFoundError(folder / SEALED)
+        (folder / SEALED).touch()
 
     def _folder(self, kind: str, key: str) -> Path:
         return self.folder / f"{kind}-{key[:24]}"

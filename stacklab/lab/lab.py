@@ -30,7 +30,7 @@ from stacklab.files import remove_tree, write_atomically
 from stacklab.home import Home
 from stacklab.host import kvm
 from stacklab.images.store import Store
-from stacklab.journal import Journal
+from stacklab.journal import Journal, JournalUnusable
 from stacklab.lab import cgroups
 from stacklab.lab.machine import MachineNetwork
 from stacklab.lab.namespace import Namespace
@@ -47,6 +47,7 @@ _GONE = ".gone-"  # before the name of a lab that is destroyed
 Result = TypeVar("Result")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 NAME_WORDS = "a letter, then up to 30 of a-z, 0-9 and -"
+SOCKET_BYTES = 107  # of the path of a socket (unix(7))
 
 
 @dataclass(frozen=True)
@@ -283,8 +284,39 @@ class Lab:
                 wait_for_ssh(self, node)
         return bool(stopped)
 
+    def refuse_long_path(self, node_kind: str) -> None:
+        """Raises UsageError when the lab, of nodes of that kind, could not be made in so long a folder."""
+        # The longest: if the nodes are emulated, a lab in another folder builds what they start from.
+        socket = (self.builder if node_kind == "vm" else self)._namespace.libvirt_socket
+        length = len(os.fsencode(socket))
+        if length > SOCKET_BYTES:
+            most = len(os.fsencode(self.home.state)) - length + SOCKET_BYTES
+            raise UsageError(
+                f"{socket} is {length} bytes long; the path of a socket has {SOCKET_BYTES} at most",
+                hint=f"export STACKLAB_STATE=FOLDER, one whose path has {most} bytes at most",
+            )
+
+    def refuse_another_cache(self) -> None:
+        """Raises UsageError when the disk of a node stands on an image of another cache than this one."""
+        cache = self.home.cache
+        trees: list[Path] = []
+        for node in self.settings.nodes:
+            with suppress(FileNotFoundError):  # it has no disk
+                trees += self.provider.image(node)
+        for tree in trees:
+            if tree.is_dir() and not tree.is_relative_to(cache / "images"):
+                there = next(folder for folder in tree.parents if folder.name in ("images", ""))
+                raise UsageError(
+                    f"lab '{self.name}' stands on images in {there}, and the cache is {cache}",
+                    hint=f"export STACKLAB_CACHE={there.parent}",
+                )
+
     def refuse_lost_images(self) -> None:
-        """Raises LabDamaged when the disk of a node stands on an image that is not there whole any more."""
+        """Raises LabDamaged when the disk of a node stands on an image that is not there whole any more.
+
+        Raises UsageError when that is in another cache.
+        """
+        self.refuse_another_cache()
         lost = self._lost_images()
         if lost:
             why, first = "have gone: the cache was emptied or moved", ""
@@ -326,7 +358,8 @@ class Lab:
             if was_on or self.is_elsewhere:  # there it may run, and not be reached
                 self.provider.stop(node)
             if was_on:
-                self.journal.record("stacklab.node.stopped", node.name)
+                with suppress(JournalUnusable):  # a full disk is no reason to stay on
+                    self.journal.record("stacklab.node.stopped", node.name)
 
         try:
             if self.namespace.pid() is not None or self.is_elsewhere:

@@ -105,6 +105,24 @@ def test_checkpoints_of_another_state_folder_are_not_the_labs(lab: Lab, store: S
     assert {image.name for image in checkpoints(lab, store)} == {own.name, before.name}
 
 
+def test_only_a_checkpoint_that_is_kept_waits_for_the_disk(
+    lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def freeze(_lab: Lab, _store: Store, _kind: str, inputs: dict[str, Any], **about: Any) -> Image:
+        asked.append(about["durable"])
+        return saved(store, **inputs)
+
+    monkeypatch.setattr(checkpoint, "freeze", freeze)
+    monkeypatch.setattr(checkpoint, "put", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "start_and_await", lambda *_: None)
+    lab.save(SETTINGS.model_copy(update={"layer": 0}))
+    checkpoint.save(lab, "lunch", lambda _: None)
+    clone(lab, ["green"], lambda _: None)
+    assert asked == [True, False]
+
+
 def test_a_lab_that_was_made_while_its_source_was_frozen_is_not_overwritten(
     lab: Lab, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from stacklab.home import DEFAULT_STATE, Home
 from stacklab.images import usage
 from stacklab.images.store import Store
 from stacklab.lab import Lab, LabSettings
+from stacklab.lab.lab import SOCKET_BYTES
 from stacklab.plan import Plan, PlannedFile, PlannedImage, PlannedLayer
 from stacklab.provide.provider import Node
 from tests.unit.catalogs import write, write_service
@@ -277,6 +278,31 @@ def test_a_path_that_tools_would_misread_is_refused_at_once(
     assert runner.invoke(failing(unreadable), ["up"]).exit_code == 1  # an error is told all the same
 
 
+@pytest.mark.parametrize(("kind", "most"), [("lxc", 69), ("vm", 60)])
+def test_a_state_folder_with_too_long_a_path_for_sockets_is_refused_at_once(
+    kind: str, most: int, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / ("x" * 60)
+    monkeypatch.setenv("STACKLAB_STATE", str(state))
+    result = runner.invoke(app, ["up", "--node-kind", kind])
+    length = len(str(state)) + SOCKET_BYTES - most
+    assert result.exit_code == 2
+    assert f"/labs/default/run/libvirt/libvirt-sock is {length} bytes long; the path of" in result.stderr
+    assert result.stderr.endswith(f"STACKLAB_STATE=FOLDER, one whose path has {most} bytes at most\n")
+    assert not state.exists() and not home.cache.exists()
+
+
+def test_a_copy_whose_path_would_be_too_long_for_sockets_is_refused_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "x" * 31
+    socket = f"{lab.home.labs}/{long}/run/libvirt/libvirt-sock"
+    monkeypatch.setattr("stacklab.lab.lab.SOCKET_BYTES", len(socket) - 1)
+    result = runner.invoke(app, ["clone", "blue", long])
+    assert result.exit_code == 2
+    assert f"{socket} is {len(socket)} bytes long" in result.stderr
+
+
 def test_an_empty_variable_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACKLAB_STATE", "")
     assert Home.named().state == DEFAULT_STATE
@@ -337,6 +363,32 @@ main()
     )
     os.close(pipe)
     assert (done.returncode, done.stderr) == (0, "2\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "completed"),
+    [
+        ("/usr/bin:/bin", "/usr/bin:/bin:/usr/sbin:/sbin"),
+        ("/usr/sbin:/usr/bin", "/usr/sbin:/usr/bin:/sbin"),
+        ("/sbin:/usr/sbin", "/sbin:/usr/sbin"),
+        ("", f"{os.defpath}:/usr/sbin:/sbin"),
+    ],
+)
+def test_programs_of_root_are_found_without_its_path(path: str, completed: str) -> None:
+    script = """
+import os
+from stacklab.cli.main import app, main
+
+@app.command()
+def work():
+    print(os.environ["PATH"])
+
+main()
+"""
+    argv = [sys.executable, "-c", script, "work"]
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{completed}\n"
 
 
 # Labs
@@ -781,6 +833,28 @@ def test_a_lab_whose_images_have_gone_says_so(verb: str, lab: Lab, home: Home) -
     assert f"{home.cache}/images/base-1/tree (node 'controller')" in result.stderr
 
 
+@pytest.mark.parametrize("thawing", ["", "layer-1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("up", "start", "down --to 1 --yes", "checkpoint save lunch", "checkpoint restore lunch --yes"),
+        "clone blue green",
+    ],
+)
+def test_a_lab_of_another_cache_names_it(
+    words: str, thawing: str, lab: Lab, home: Home, tmp_path: Path
+) -> None:
+    lab.save(lab.settings.model_copy(update={"thawing": thawing}))
+    tree = tmp_path / "images" / "images" / "base-1" / "tree"
+    tree.mkdir(parents=True)
+    write(lab.folder / "nodes" / "controller" / "lower", str(tree))
+    result = runner.invoke(app, words.split(), env={"STACKLAB_LAB": "blue"})
+    assert result.exit_code == 2
+    told = f"lab 'blue' stands on images in {tmp_path}/images/images, and the cache is {home.cache}\n"
+    assert f"{told}next: export STACKLAB_CACHE={tmp_path}/images\n" in result.stderr
+    assert not home.cache.exists()
+
+
 def test_a_folder_that_cannot_be_written_is_no_fault_of_stacklab(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -856,6 +930,21 @@ def test_images_are_listed_while_another_stacklab_adds_one(
     listed = json.loads(runner.invoke(app, ["images", "ls", "--output", "json"]).stdout)
     assert {each["kind"]: each["used_by"] for each in listed} == {"base": [], "layer": []}
     assert listed[0]["shared_bytes"] == next(each["own_bytes"] for each in listed if each["kind"] == "base")
+
+
+def test_no_image_goes_while_all_are_verified(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stacklab.images.store.seal_in_background", lambda folder: None)
+    store = Store(home.cache / "images")
+    made = store.ensure("base", {}, lambda folder: None)
+
+    def damage_while_another_prunes(folder: Path) -> list[str]:
+        with pytest.raises(errors.LabBusy):
+            usage.prune(home, store, everything=True)
+        return []
+
+    monkeypatch.setattr("stacklab.images.digest.damage", damage_while_another_prunes)
+    verified = runner.invoke(app, ["images", "verify", "--output", "json"])
+    assert json.loads(verified.stdout) == {made.name: []}
 
 
 @pytest.mark.parametrize(

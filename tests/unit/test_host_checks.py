@@ -1,5 +1,6 @@
 """Each check of the host judges facts: what a fit machine looks like, and what each lack is called."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,30 @@ def test_this_machine_can_be_looked_at_in_no_time(tmp_path: Path) -> None:
     assert facts.memory > 0
     assert [space.folder for space in facts.disk] == [tmp_path / "not" / "there", tmp_path]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("without", ["state", "cache", "nowhere"])
+def test_overlays_are_tried_in_each_folder(
+    without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of the real programs, for there is hardly a file system here that takes none."""
+    programs = {
+        "unshare": 'while [ "$1" != sh ]; do shift; done; exec "$@"',
+        "mount": f'case "$*" in *overlay*/{without}/*) exit 1; esac',
+        "ip": "exit 0",
+    }
+    for name, text in programs.items():
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    folders = [tmp_path / "state", tmp_path / "cache"]
+    for folder in folders:
+        folder.mkdir()
+    features = gather(folders).features
+    assert ("overlay" in features) is (without == "nowhere")
+    assert {"namespaces", "veth", "bridge", "proc"} <= features
 
 
 def test_nodes_that_are_too_small_for_the_chosen_services_are_told_with_figures(tmp_path: Path) -> None:

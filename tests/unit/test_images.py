@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -110,11 +113,62 @@ class TestStore:
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sealed, unsealed = add(store, "sealed"), add(store, "unsealed")
-        (unsealed.folder / SEALED).unlink()
+        for file in (SEALED, MANIFEST):
+            (unsealed.folder / file).unlink()
         assert store.holds(unsealed.name)
         monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
         assert [image.name for image in store.all()] == [sealed.name]
         assert list(store.leftovers()) == [unsealed.folder]
+
+    def test_what_was_whole_on_the_disk_when_the_machine_went_off_is_found(
+        self, store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = chain(store)
+        for image in images:
+            (image.folder / SEALED).unlink()
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        assert list(Store(store.folder).leftovers()) == []
+        for image in images:
+            (image.folder / SEALED).unlink()
+        assert store.get(images[-1].name) == images[-1]
+        assert store.find("layer", {"is": "layer"}) == images[-1]
+        assert usage.prune(home, store) == []
+
+    def test_what_is_to_last_is_sealed_with_all_below_it_before_it_is_there(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = add(store, "base", kind="base")
+        (base.folder / SEALED).unlink()
+        sealed: list[str] = []
+
+        def watched(folder: Path) -> None:
+            assert store.all("checkpoint") == []
+            sealed.append(folder.name)
+            _seal(folder)
+
+        monkeypatch.setattr(store_module, "seal", watched)
+        monkeypatch.setattr(store_module, "seal_in_background", lambda folder: None)
+        made = store.add("checkpoint", {}, build, stands_on=[base.name], durable=True)
+        assert len(sealed) == 2 and sealed[0] == base.name
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        assert damage(made.folder) == []
+        assert store.get(made.name) == made
+
+    def test_an_image_that_is_not_whole_on_the_disk_is_read_once(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = chain(store)[0]
+        (base.folder / SEALED).unlink()
+        read: list[Path] = []
+
+        def damaged(folder: Path) -> list[str]:
+            read.append(folder)
+            return ["tree/etc/hostname"]
+
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+        monkeypatch.setattr(store_module, "damage", damaged)
+        assert store.all() == store.all() == []
+        assert read == [base.folder]
 
     def test_an_image_is_absent_without_what_it_stands_on(self, store: Store) -> None:
         base, packages, layer = chain(store)
@@ -251,7 +305,7 @@ class TestDigest:
             file.write(" ")
         assert damage(image.folder) == ["image.json"]
 
-    @pytest.mark.parametrize("text", [None, "", "{"])
+    @pytest.mark.parametrize("text", [None, "", "{", "[]", "null"])
     def test_a_manifest_that_is_gone_or_broken_is_damage(self, image: Image, text: str | None) -> None:
         (image.folder / MANIFEST).unlink()
         if text is not None:
@@ -423,7 +477,8 @@ class TestUsage:
         """The machine was switched off before it had reached the disk for certain."""
         made = add(store, "one")
         a_lab(home, "blue", made)
-        (made.folder / SEALED).unlink()
+        for file in (SEALED, MANIFEST):
+            (made.folder / file).unlink()
         monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
         assert not store.holds(made.name)
         assert usage.prune(home, store, everything=True) == []
@@ -497,35 +552,64 @@ class TestUsage:
     ) -> None:
         made = add(store, "one")
         with store.kept(), store.kept():
-            with pytest.raises(LabBusy, match=f"process {os.getpid()}: stacklab"):
+            with pytest.raises(LabBusy, match=f"process {os.getpid()}: "):
                 usage.prune(home, store, everything=True)
             with pytest.raises(LabBusy):
                 usage.remove_unused(home, store, made)
         assert usage.prune(home, store, everything=True) == [made.name]
 
 
-def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
-    file = tmp_path / "locks" / "blue"
-    argv = [
-        os.sys.executable,  # type: ignore[attr-defined]
-        "-c",
-        "import sys; from pathlib import Path; from stacklab import lock\n"
-        "with lock.hold(Path(sys.argv.pop(1)), 'it'): print('held', flush=True); sys.stdin.read()",
-        str(file),
-        "checkpoint",
-        "save",
-        "my lunch",
-    ]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+HOLD = """\
+import sys
+from pathlib import Path
+from stacklab import lock
+with lock.hold(Path(sys.argv[1]), "it", shared=sys.argv[2] == "shared"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_holds(file: Path, how: str, words: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that holds a lock meanwhile, whose command line is that of a `stacklab`."""
+    program = file.parent.parent / "stacklab"
+    program.write_text(HOLD)
+    argv = [sys.executable, str(program), str(file), how, words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[1])}
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(LabBusy) as raised, lock.hold(file, "lab 'blue'"):
-            pass
+        yield other
         other.kill()
-    words = f"lab 'blue' is in use by process {other.pid}: stacklab checkpoint save 'my lunch'"
+
+
+def test_a_lock_names_the_command_that_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "locks" / "blue"
+    with (
+        another_holds(file, "alone", "my lunch") as other,
+        pytest.raises(LabBusy) as raised,
+        lock.hold(file, "lab 'blue'"),
+    ):
+        pass
+    words = f"lab 'blue' is in use by process {other.pid}: stacklab {file} alone 'my lunch'"
     assert raised.value.message == words
     with lock.hold(file, "lab 'blue'"):  # the kernel has freed it
         pass
+
+
+def test_of_those_who_share_a_lock_those_are_named_that_still_have_it(tmp_path: Path) -> None:
+    file = tmp_path / "locks" / "images"
+    with another_holds(file, "shared", "first") as first, another_holds(file, "shared", "second") as second:
+        with pytest.raises(LabBusy) as raised, lock.hold(file, "it"):
+            pass
+        assert sorted(re.findall(r"process (\d+): stacklab", raised.value.message)) == sorted(
+            [str(first.pid), str(second.pid)]
+        )
+        second.kill()
+        second.wait()
+        with pytest.raises(LabBusy) as raised, lock.hold(file, "it"):
+            pass
+    assert raised.value.message == f"it is in use by process {first.pid}: stacklab {file} shared first"
 
 
 def test_a_lock_whose_folder_cannot_be_made_is_not_tried_for_ever() -> None:
@@ -591,6 +675,23 @@ class TestTransfer:
         assert (found.tree / "etc/link").readlink() == Path("hostname")
         assert list(elsewhere.leftovers()) == []
 
+    def test_a_guest_by_itself_goes_once(self, store: Store, tmp_path: Path, elsewhere: Store) -> None:
+        guest = add(store, "guest", kind="guest")
+        assert export_image(store, guest, tmp_path / "guest.stacklab") == [guest]
+        assert import_images(elsewhere, tmp_path / "guest.stacklab") == [guest.name]
+
+    def test_a_file_that_names_an_image_twice_is_taken(
+        self, store: Store, tmp_path: Path, elsewhere: Store
+    ) -> None:
+        guest = add(store, "guest", kind="guest")
+        os.link(guest.tree / "etc/hostname", guest.tree / "etc/same")
+        _seal(guest.folder)
+        (store.folder / transfer.CONTENTS).write_text(json.dumps([guest.name, guest.name]))
+        tar = [*transfer._TAR, "--create", "--file", str(tmp_path / "guest.stacklab")]
+        names = [transfer.CONTENTS, guest.name, guest.name]
+        subprocess.run([*tar, "--directory", str(store.folder), *names], check=True)
+        assert import_images(elsewhere, tmp_path / "guest.stacklab") == [guest.name]
+
     def test_the_file_holds_passwords_and_only_its_owner_may_read_it(
         self, exported: tuple[Path, list[str]]
     ) -> None:
@@ -606,6 +707,28 @@ class TestTransfer:
         with pytest.raises((KeyboardInterrupt, StepFailed)):
             export_image(store, store.get(names[0]), file)
         assert (file.read_bytes(), {path.name for path in file.parent.iterdir()}) == before
+
+    @pytest.mark.parametrize(
+        "words", ["Cannot write: No space left on device", "Wrote only 512 of 10240 bytes"]
+    )
+    def test_a_full_disk_is_no_fault_of_the_file(
+        self,
+        store: Store,
+        exported: tuple[Path, list[str]],
+        elsewhere: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        words: str,
+    ) -> None:
+        file, names = exported
+        monkeypatch.setenv("LC_ALL", "xx_XX")
+        full = f'test "$LC_ALL" = C && echo "tar: a file: {words}" >&2; exit 2'
+        monkeypatch.setattr(transfer, "_TAR", ("sh", "-c", full, "tar"))
+        with pytest.raises(StepFailed, match="could not be imported: no space left on the disk") as failed:
+            import_images(elsewhere, file)
+        assert words in failed.value.detail
+        assert list(elsewhere.leftovers()) == []
+        with pytest.raises(StepFailed, match="could not be written: no space left on the disk"):
+            export_image(store, store.get(names[0]), file)
 
     def test_meanwhile_no_image_goes(
         self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,12 +3,14 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -330,3 +332,42 @@ def test_a_full_disk_shows_the_error_of_the_step(journal: Journal, monkeypatch: 
         journal.close()
         journal.path = Path("/dev/full/journal.db")  # where nothing can be written any more
         raise StepFailed("no space for the image")
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Meanwhile no file of this process grows, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_a_journal_that_nobody_writes_is_read_and_goes_on_when_there_is_room(
+    journal: Journal, path: Path
+) -> None:
+    first = journal.record("stacklab.node.started")
+    journal.close()
+    with no_room():
+        assert journal.read() == [first]
+        assert journal.newest() == first.id
+        with pytest.raises(JournalUnusable, match=r"cannot be written: the disk is full") as raised:
+            journal.record("stacklab.node.stopped")
+        assert raised.value.hint.startswith("df -h")
+        assert journal.read() == [first]
+    second = journal.record("stacklab.node.stopped")
+    assert journal.read() == [first, second]
+
+
+def test_on_a_full_disk_a_journal_is_not_read_without_what_is_in_its_log(
+    journal: Journal, path: Path
+) -> None:
+    """Its process was killed, and the index of the log has gone."""
+    journal.record("stacklab.node.started")
+    log = path.with_name("journal.db-wal").read_bytes()
+    journal.close()
+    path.with_name("journal.db-wal").write_bytes(log)
+    with no_room(), pytest.raises(JournalUnusable, match="cannot be read: the disk is full"):
+        journal.read()

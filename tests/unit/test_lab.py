@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -117,6 +118,23 @@ def test_the_first_error_is_raised_when_all_nodes_are_done(home: Home) -> None:
     with pytest.raises(ValueError, match="quick"):
         lab.at_once(work, nodes)
     assert done.is_set()
+
+
+def test_a_lab_is_stopped_though_the_journal_cannot_be_written(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, stopped = make(home, "blue"), []
+    worker = Node("worker", "10.20.0.12", ("compute",), 0, 1)
+    lab.save(SETTINGS.model_copy(update={"nodes": (NODE, worker)}))
+    running = SimpleNamespace(
+        state=lambda node: NodeState.RUNNING, stop=lambda node: stopped.append(node.name)
+    )
+    monkeypatch.setitem(lab.__dict__, "provider", running)
+    end = SimpleNamespace(pid=lambda: 1, stop=lambda: stopped.append("namespaces"))
+    monkeypatch.setattr(lab, "_namespace", end)
+    lab.journal.path = Path("/dev/full/journal.db")
+    lab.stop()
+    assert stopped == ["worker", "controller", "namespaces"]
 
 
 @pytest.mark.parametrize("kind", ["lxc", "vm"])

@@ -4,7 +4,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,8 +12,10 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from stacklab import run as run_module
 from stacklab.errors import StepFailed
-from stacklab.journal import Journal
+from stacklab.event import Event
+from stacklab.journal import Journal, JournalUnusable
 from stacklab.lab.lab import Lab
 from stacklab.run import _Recorder, run_playbook
 from tests.unit.catalogs import write
@@ -80,3 +82,38 @@ def test_a_step_that_fails_in_the_last_look_has_failed(journal: Journal) -> None
     assert [event.type.rpartition(".")[2] for event in steps] == ["started", "passed", "failed"]
     assert [event.data["step"] for event in steps[1:]] == [steps[0].id, steps[0].id]
     assert steps[-1].data["error"] == "nova-api: failed (exit-code)"
+
+
+class FullJournal(Journal):
+    """A journal whose disk is full when a node tells of a step."""
+
+    def record(self, type: str, subject: str = "", **data: Any) -> Event:
+        if type.startswith("stacklab.step."):
+            raise JournalUnusable("the disk is full")
+        return super().record(type, subject, **data)
+
+
+STEP = json.dumps({"id": "nova/controller", "state": "started", "start": 1.0}) + "\n"
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("tasks", "told"), [([PASSES], "the disk is full"), ([fails("broken")], "task 'broken' failed")]
+)
+def test_what_cannot_be_recorded_of_a_node_is_read_on_and_told_when_all_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: list[dict[str, Any]], told: str
+) -> None:
+    lines = io.StringIO(STEP * 2)
+
+    @contextmanager
+    def followed(_: Lab, recorder: _Recorder) -> Iterator[None]:
+        recorder.read_steps("here", lines)
+        yield
+
+    monkeypatch.setattr(run_module, "_followed", followed)
+    with (
+        FullJournal(tmp_path / "journal.db") as journal,
+        pytest.raises((JournalUnusable, StepFailed), match=told),
+    ):
+        run(tmp_path, journal, *tasks)
+    assert lines.read() == ""
