@@ -104,8 +104,8 @@ def clone(
 
     new_secrets: give each passwords of its own, which brings all its services up anew. memory: they go on
     where the source is, instead of booting. What was cut off goes on, with copies of the same moment.
-    Raises UsageError before anything is made when a name is taken, or too long for the state folder; HostUnfit
-    when there is no memory for all.
+    Raises UsageError before anything is made when a name is taken, or too long for the state folder,
+    HostUnfit when there is no memory for all.
     """
     source.refuse_another_cache()
     store = store_of(source.home)
