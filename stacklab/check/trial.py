@@ -174,9 +174,10 @@ class Trial:
         self.server = server.id
 
         def look() -> bool | None:
-            # For all that is told of a server Nova asks Neutron twice; for its name alone, nobody.
-            ended = ["ACTIVE", "ERROR"]
-            return any(compute.servers(details=False, name=f"^{self.name}$", status=ended)) or None
+            # For all that is told of a server Nova asks Neutron twice; for its id alone, nobody.
+            answer = compute.get(f"/servers?uuid={self.server}&status=ACTIVE&status=ERROR")
+            exceptions.raise_from_response(answer)
+            return bool(answer.json()["servers"]) or None
 
         def otherwise() -> str:
             stuck = compute.get_server(self.server)
