@@ -360,3 +360,29 @@ class TestFaults:
 
     def test_the_cloud_is_well_after_the_power_cut(self, layer1: TestLab) -> None:
         wait_for("verify", lambda: layer1.try_("verify").returncode == 0, WELL_SECONDS)
+
+    def test_an_instance_shuts_down_with_its_node_and_loses_nothing(
+        self, layer1: TestLab, probe: dict[str, Any], key: Path
+    ) -> None:
+        (address,) = probe["addresses"]["provider"]
+        command = "echo kept > /root/kept; cat /root/kept"  # which is not on its disk yet
+        assert wait_for("SSH", lambda: ssh(layer1, key, address, command), IMAGE_SECONDS) == "kept\n"
+        layer1.run("stop")
+        layer1.run("start")
+        said = wait_for("SSH", lambda: ssh(layer1, key, address, "cat", "/root/kept"), IMAGE_SECONDS)
+        assert said == "kept\n"
+
+    def test_what_a_crash_leaves_of_a_port_in_neutron_alone_is_made_in_ovn(self, layer1: TestLab) -> None:
+        port = layer1.openstack("port", "create", "--network", "provider", "half")["id"]
+        forget = (
+            "UPDATE ovn_revision_numbers r JOIN standardattributes s ON s.id = r.standard_attr_id "
+            f"SET r.revision_number = -1, s.created_at = NOW() - INTERVAL 1 HOUR "
+            f"WHERE r.resource_uuid = '{port}'"
+        )
+        names = "ovn-nbctl --bare --columns=name list Logical_Switch_Port"
+        cut = f'ovn-nbctl lsp-del {port} && mariadb --execute "{forget}" neutron && {names}'
+        assert port not in layer1.run("ssh", "controller", "--", cut)
+        assert port in layer1.run(
+            "ssh", "controller", "--", f"systemctl start neutron-ovn-maintenance && {names}"
+        )
+        layer1.exec("openstack", "port", "delete", port)
