@@ -61,6 +61,24 @@ print(*lines, sep="\\n")
 """
 
 
+# Log in with an application credential and ask for paths of Nova's; the status codes are printed.
+WITH_RULES = """
+import json, sys, urllib.error, urllib.request
+name, secret, *paths = sys.argv[1:]
+method = {"methods": ["application_credential"], "application_credential": {"id": name, "secret": secret}}
+asked = json.dumps({"auth": {"identity": method}}).encode()
+request = urllib.request.Request("http://10.20.0.11:5000/v3/auth/tokens", asked)
+request.add_header("Content-Type", "application/json")
+token = urllib.request.urlopen(request).headers["X-Subject-Token"]
+for path in paths:
+    address = f"http://10.20.0.11:8774/v2.1/{path}"
+    try:
+        print(urllib.request.urlopen(urllib.request.Request(address, headers={"X-Auth-Token": token})).status)
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
+
+
 @pytest.fixture(scope="module")
 def key(program: Program) -> Path:
     file = program.state.parent / "probe-key"
@@ -144,6 +162,14 @@ class TestOneLab:
     ) -> None:
         said = layer1.exec("python3", "-c", REFUSED, str(port), path)
         assert said.splitlines() == ["HTTP/1.1 401 Unauthorized"]
+
+    def test_an_application_credential_may_do_what_its_rules_say(self, layer1: TestLab) -> None:
+        rules = json.dumps([{"service": "compute", "method": "GET", "path": "/v2.1/servers"}])
+        words = ("application", "credential", "create", "reader", "--access-rules", rules)
+        made = layer1.openstack(*words)
+        told = layer1.exec("python3", "-c", WITH_RULES, made["id"], made["secret"], "servers", "flavors")
+        assert told.split() == ["200", "401"]
+        layer1.exec("openstack", "application", "credential", "delete", "reader")
 
     def test_up_again_runs_no_ansible_and_changes_nothing(self, layer1: TestLab) -> None:
         before = layer1.events(["task", "node"])

@@ -69,6 +69,32 @@ def openssl(*arguments: str) -> bytes:
     return subprocess.run(["openssl", *arguments], capture_output=True, check=True).stdout
 
 
+# Put an object, print it and remove it, as programs for S3 do: https://docs.aws.amazon.com/AmazonS3/latest/API
+S3 = """
+import hashlib, hmac, sys, time, urllib.request
+access, secret = sys.argv[1:]
+def ask(verb, path, body=b""):
+    now, digest = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), hashlib.sha256(body).hexdigest()
+    headers = {"host": "10.20.0.11:8080", "x-amz-content-sha256": digest, "x-amz-date": now}
+    told = [f"{name}:{value}" for name, value in headers.items()]
+    lines = [verb, path, "", *told, "", ";".join(headers), digest]
+    scope, key = f"{now[:8]}/us-east-1/s3/aws4_request", f"AWS4{secret}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    text = ["AWS4-HMAC-SHA256", now, scope, hashlib.sha256("\\n".join(lines).encode()).hexdigest()]
+    signature = hmac.digest(key, "\\n".join(text).encode(), "sha256").hex()
+    signed = f"SignedHeaders={';'.join(headers)}, Signature={signature}"
+    headers["Authorization"] = f"AWS4-HMAC-SHA256 Credential={access}/{scope}, {signed}"
+    request = urllib.request.Request(f"http://10.20.0.11:8080{path}", body or None, headers, method=verb)
+    return urllib.request.urlopen(request).read()
+ask("PUT", "/bucket")
+ask("PUT", "/bucket/object", b"hello")
+print(ask("GET", "/bucket/object").decode())
+ask("DELETE", "/bucket/object")
+ask("DELETE", "/bucket")
+"""
+
+
 @pytest.fixture(scope="module")
 def lab(program: Program, layer1: TestLab) -> Iterator[TestLab]:
     """A lab thawed on layer 1."""
@@ -111,6 +137,11 @@ class TestWhatItBrings:
         lab.run("stop")
         lab.run("start")
         lab.run("verify")
+
+    def test_an_object_is_put_and_got_by_s3(self, lab: TestLab) -> None:
+        pair = lab.openstack("ec2", "credentials", "create")
+        assert lab.exec("python3", "-c", S3, pair["access"], pair["secret"]).strip() == "hello"
+        lab.exec("openstack", "ec2", "credentials", "delete", pair["access"])
 
     def test_an_object_survives_a_restart_of_swift(self, lab: TestLab, tmp_path: Path) -> None:
         sent, found = tmp_path / "sent", tmp_path / "found"
