@@ -135,6 +135,16 @@ class TestOneLab:
         said = ssh(layer1, key, address, "wget", "-qO-", "http://10.20.0.11:5000/v3")
         assert json.loads(said)["version"]["status"] == "stable"
 
+    def test_an_instance_that_is_rebooted_is_reached_again(
+        self, layer1: TestLab, probe: dict[str, Any], key: Path
+    ) -> None:
+        (address,) = probe["addresses"]["provider"]
+        asked = ("cat", "/proc/sys/kernel/random/boot_id")
+        before = ssh(layer1, key, address, *asked)
+        layer1.exec("openstack", "server", "reboot", "--wait", "probe")
+        after = wait_for("SSH", lambda: ssh(layer1, key, address, *asked), IMAGE_SECONDS)
+        assert before and after != before
+
     def test_verify_finds_the_cloud_well(self, layer1: TestLab, tmp_path: Path) -> None:
         report = tmp_path / "verify.xml"
         layer1.run("verify", "--junit", str(report))
