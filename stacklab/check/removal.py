@@ -22,7 +22,7 @@ OURS = re.compile(re.escape(PREFIX) + r"[0-9a-f]{8}")
 TOP = "test."
 """The domain above the zones that scenarios make; reserved: RFC 2606."""
 
-DELETE_SECONDS = 90.0
+DELETE_SECONDS = 180.0  # a detached volume on LVM is a dozen programs, one after the other
 POLL_SECONDS = 0.5
 AGAIN_SECONDS = 20.0  # what was to be removed, and is still there, is told so again
 REFUSALS = (exceptions.ConflictException, exceptions.BadRequestException)  # it is in use by another thing
