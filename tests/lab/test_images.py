@@ -5,6 +5,7 @@ of the file. A cloud that comes up takes 25 s, so most kills hit a lab whose nod
 has data, though, and starts in two seconds.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -266,7 +267,8 @@ class TestDamage:
             assert f"{layer_image.name}: {file}" in " ".join(found.stderr.split())
 
             before = source.events(["node"])
-            refused = damaged.try_("down", "--to", "1", "--lab", source.name)
+            with in_place_of(source.program.cache / "images" / layer_image.name, damaged.cache):
+                refused = source.try_("down", "--to", "1")
             assert refused.returncode == 1
             assert "is damaged" in refused.stderr
             assert file in refused.stderr
@@ -280,6 +282,20 @@ class TestDamage:
         finally:
             damaged.try_("destroy", "--lab", "image-damaged", "--yes")
             shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def in_place_of(image: Path, cache: Path) -> Iterator[None]:
+    """Meanwhile the image is the one of that name in the other cache."""
+    other = cache / "images" / image.name
+    aside = other.with_name("aside")
+    image.rename(aside)
+    other.rename(image)
+    try:
+        yield
+    finally:
+        image.rename(other)
+        aside.rename(image)
 
 
 def flip_a_byte(tree: Path) -> str:
