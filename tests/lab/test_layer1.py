@@ -177,7 +177,7 @@ class TestOneLab:
         rules = json.dumps([{"service": "compute", "method": "GET", "path": "/v2.1/servers"}])
         words = ("application", "credential", "create", "reader", "--access-rules", rules)
         made = layer1.openstack(*words)
-        told = layer1.exec("python3", "-c", WITH_RULES, made["id"], made["secret"], "servers", "flavors")
+        told = layer1.exec("python3", "-c", WITH_RULES, made["ID"], made["Secret"], "servers", "flavors")
         assert told.split() == ["200", "401"]
         layer1.exec("openstack", "application", "credential", "delete", "reader")
 
