@@ -113,7 +113,7 @@ def remove(cloud: Cloud, api: Connection, name: str) -> None:
         if time.monotonic() > deadline:
             raise Unmet(f"after {seconds:.0f} s there still is: {', '.join(remains)}")
         if remains:  # a list is much work for a cloud: none is asked for twice that had nothing
-            looked = [kind for kind in looked if any(each is kind for each, _ in found)]
+            looked = list(dict.fromkeys(kind for kind, _ in found))
             time.sleep(pause_after(began, POLL_SECONDS))
         else:  # but once more at the end, for what was still on its way into being
             looked = kinds

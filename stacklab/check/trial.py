@@ -228,7 +228,7 @@ class Trial:
             return f"its console does not say that it is up{trouble}"
 
         with self.console_in_failure():
-            said = self.cloud.wait_for(look, BOOT_SECONDS, otherwise, poll=1.0)
+            said = self.cloud.wait_for(look, BOOT_SECONDS, otherwise, poll=2.0)
             if said[1] != self.name or said[2] not in self.addresses.values():
                 raise Unmet(f"the guest is {said[1]} with {said[2]}, not {self.name} with {self.address}")
 
