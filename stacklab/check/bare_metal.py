@@ -26,6 +26,7 @@ def check_bare_metal(cloud: Cloud, service: Service, name: str) -> Checking:
         ("it gets its address", trial.find_address),
         ("its console says that it is up", trial.read_console),
         ("SSH with its key works", trial.log_in),
+        ("metadata answer from inside", trial.read_metadata),
         ("without the instance the machine is off, and available", trial.release),
     ]
     yield from play(trial, steps, service, name)
