@@ -56,7 +56,10 @@ PROGRAMS = (
 SETUID = ("usr/bin/doas",)
 LINKS = {"usr/sbin/mkfs.ext4": "mke2fs", "usr/sbin/mkfs.ext2": "mke2fs"}
 
-COMMAND_LINE = "root=LABEL=guest console=tty0 console=ttyS0,115200 quiet mitigations=off cryptomgr.notests panic=5"
+# Without the kernel's tests of its own cryptography it boots a seventh faster, where it is emulated.
+COMMAND_LINE = (
+    "root=LABEL=guest console=tty0 console=ttyS0,115200 quiet mitigations=off cryptomgr.notests panic=5"
+)
 
 MIB = 2**20
 SECTOR = 512
