@@ -145,6 +145,19 @@ class TestOneLab:
         after = wait_for("SSH", lambda: ssh(layer1, key, address, *asked), IMAGE_SECONDS)
         assert before and after != before
 
+    def test_the_metadata_service_does_not_forget_whom_it_knows_when_an_instance_comes_and_goes(
+        self, layer1: TestLab, probe: dict[str, Any]
+    ) -> None:
+        # OVN tells it where an instance is, but not where a machine of Ironic's is.
+        with_device = "cd /sys/class/net && ip neighbour %s 10.30.0.250 dev $(ls -d tap*)"
+        inside = "ip netns exec $(ip netns | grep -o '^ovnmeta-[^ ]*') sh -c '%s'"
+        known = "lladdr 02:00:00:00:00:01 nud stale"
+        layer1.run("ssh", "controller", "--", inside % (with_device % "replace" + f" {known}"))
+        words = "server create --image guest --flavor tiny --network provider --wait passer-by"
+        layer1.exec("openstack", *words.split())
+        layer1.exec("openstack", "server", "delete", "--wait", "passer-by")
+        assert "02:00:00:00:00:01" in layer1.run("ssh", "controller", "--", inside % (with_device % "show"))
+
     def test_verify_finds_the_cloud_well(self, layer1: TestLab, tmp_path: Path) -> None:
         report = tmp_path / "verify.xml"
         layer1.run("verify", "--junit", str(report))
