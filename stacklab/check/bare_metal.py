@@ -3,7 +3,7 @@
 from typing import Any
 
 from stacklab.check.cloud import Cloud
-from stacklab.check.result import Checking, Unmet
+from stacklab.check.result import Checking, Unasked, Unmet
 from stacklab.check.trial import Trial, play
 from stacklab.check.units import on_node
 from stacklab.model.service import Service
@@ -34,6 +34,14 @@ def check_bare_metal(cloud: Cloud, service: Service, name: str) -> Checking:
 
 class _Machine(Trial):
     machine: str = ""
+
+    def find_room(self) -> None:
+        """A machine is available; whoever has deployed all of them has nothing to find out."""
+        self.clear()
+        machines = self._machines()
+        if machines and all(each.provision_state == "active" for each in machines):
+            raise Unasked(f"no machine is free: {', '.join(each.name for each in machines)} deployed already")
+        super().find_room()
 
     def find_machine(self) -> None:
         """Ironic says which machine it is, that it is deployed, and that it is on."""

@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 class CheckState(StrEnum):
-    """How a check ended. Skipped is what could not be asked because something before it failed."""
+    """How a check ended. Skipped is what could not be asked, for a reason that is told."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -47,13 +47,21 @@ class Unmet(Exception):
         self.detail = detail
 
 
+class Unasked(Exception):
+    """It cannot be asked now, and nobody is at fault."""
+
+
 def ask(service: str, name: str, question: Callable[[], object]) -> CheckResult:
-    """Ask one question: it passes when it returns; what it raises is its failure, but for Interrupted."""
+    """Ask one question: it passes when it returns; what it raises is its failure, but for Interrupted
+    and Unasked.
+    """
     begin = time.monotonic()
     try:
         question()
     except Interrupted:
         raise
+    except Unasked as error:
+        return CheckResult(service, name, CheckState.SKIPPED, _since(begin), str(error))
     except Unmet as error:
         return CheckResult(service, name, CheckState.FAILED, _since(begin), str(error), error.detail)
     except Exception as error:  # each client library has its own kinds

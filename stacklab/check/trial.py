@@ -69,20 +69,20 @@ def new_name() -> str:
 
 
 def play(trial: Played, steps: Sequence[TrialStep], service: Service, name: str) -> Checking:
-    """Play a scenario: each step waits for the thing itself; after one that fails the others are skipped.
+    """Play a scenario: each step waits for the thing itself, and is skipped after one that does not pass.
 
     Whatever happens, what was made is removed again, which is the last result.
     """
-    failed = ""
+    why = ""
     try:
         for words, step in steps:
             title = f"{name}: {words}"
-            if failed:
-                yield CheckResult(service.name, title, CheckState.SKIPPED, error=f"'{failed}' failed")
+            if why:
+                yield CheckResult(service.name, title, CheckState.SKIPPED, error=why)
                 continue
             trial.cloud.heed_stop()
             result = ask(service.name, title, step)
-            failed = words if result.state is CheckState.FAILED else ""
+            why = "" if result.state is CheckState.PASSED else f"'{words}' {result.state}"
             yield result
     finally:
         removal = ask(service.name, f"{name}: nothing of it remains", trial.remove)

@@ -276,8 +276,10 @@ class Terminal:
         seconds = event.data.get("seconds")
         if seconds is not None:
             line.append(f"  {seconds_text(float(seconds))}", style="dim")
-        if kind in ("step.failed", "check.failed") and event.data.get("error"):
-            line.append(f"  {_last_line(event.data['error'])}", style="red")
+        if kind in ("step.failed", "check.failed", "check.skipped") and event.data.get("error"):
+            line.append(
+                f"  {_last_line(event.data['error'])}", style="dim" if kind == "check.skipped" else "red"
+            )
         return line
 
     def _render(self) -> "RenderableType":
@@ -333,7 +335,7 @@ def describe(event: Event, *, verbose: bool = False) -> str:
     seconds: Any = event.data.get("seconds")
     if seconds is not None:
         result += f" {'in' if what == 'passed' else 'after'} {seconds_text(float(seconds))}"
-    if what in ("failed", "crashed") and event.data.get("error"):
+    if what in ("failed", "crashed", "skipped") and event.data.get("error"):
         result += f": {_last_line(event.data['error'])}"
     return f"{words} {result}" if what == "started" else f"{words}: {result}"
 

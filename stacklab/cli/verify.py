@@ -34,4 +34,5 @@ def verify(
         results = check(checked, screen, junit)
     if output is Output.TABLE:
         passed = sum(result.state is CheckState.PASSED for result in results)
-        typer.echo(f"Lab {lab} does what it should: {passed} checks passed.")
+        skipped = f", {len(results) - passed} skipped" if passed < len(results) else ""
+        typer.echo(f"Lab {lab} does what it should: {passed} checks passed{skipped}.")

@@ -9,21 +9,22 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast, get_args
+from typing import Any, cast, get_args
 from xml.etree import ElementTree
 
 import pytest
 
-from stacklab.check import units
+from stacklab.check import bare_metal, units
 from stacklab.check.agents import Agent, wanted_agents
 from stacklab.check.api import Api, request
 from stacklab.check.cloud import LONGEST_PAUSE, Cloud, pause_after
 from stacklab.check.commands import check_command, run_command
 from stacklab.check.health import answers, ask_all, concerned_service
 from stacklab.check.junit import write_junit
-from stacklab.check.result import Checking, CheckResult, CheckState, Unmet, ask
+from stacklab.check.result import Checking, CheckResult, CheckState, Unasked, Unmet, ask
 from stacklab.check.runner import Job, failure_of, run_jobs
 from stacklab.check.scenarios import SCENARIOS, play_of
+from stacklab.check.trial import Played, Trial, play
 from stacklab.errors import Interrupted
 from stacklab.model.catalog import Catalog
 from stacklab.model.service import Scenario
@@ -331,6 +332,57 @@ def test_what_a_question_raises_is_its_failure() -> None:
     said = ask("nova", "unmet", unmet)
     assert (said.state, said.error, said.detail) == (FAILED, "not so", "because")
     assert ask("nova", "broken", broken).error == "KeyError: 'servers'"
+
+
+def test_what_cannot_be_asked_is_skipped_with_what_follows_and_still_cleaned_up() -> None:
+    done: list[str] = []
+
+    def taken() -> None:
+        raise Unasked("no machine is free")
+
+    trial = cast(
+        Played,
+        SimpleNamespace(cloud=SimpleNamespace(heed_stop=lambda: None), remove=lambda: done.append("removed")),
+    )
+    ironic = Catalog.load().graph("openstack").services["ironic"]
+    steps = [("a machine is available", taken), ("it boots", lambda: done.append("booted"))]
+    results = list(play(trial, steps, ironic, "metal"))
+    assert [(each.state, each.error) for each in results] == [
+        (CheckState.SKIPPED, "no machine is free"),
+        (CheckState.SKIPPED, "'a machine is available' skipped"),
+        (PASSED, ""),
+    ]
+    assert done == ["removed"]
+
+
+@pytest.mark.parametrize("states", [["active"], ["active", "active"]])
+def test_whoever_has_deployed_all_machines_is_not_told_that_none_is_free(states: list[str]) -> None:
+    with pytest.raises(Unasked, match=r"no machine is free: m0.* deployed already"):
+        machines_in(*states).find_room()
+
+
+@pytest.mark.parametrize("states", [["deploy failed"], ["active", "error"], ["active", "available"], []])
+def test_a_machine_that_is_stuck_is_looked_for_in_placement(states: list[str]) -> None:
+    with pytest.raises(LookupError, match="flavor"):
+        machines_in(*states).find_room()
+
+
+def machines_in(*states: str) -> Trial:
+    """A trial on a machine of Ironic's, in a cloud whose machines are in these states."""
+    machines = [
+        SimpleNamespace(name=f"m{number}", provision_state=state) for number, state in enumerate(states)
+    ]
+
+    def find_flavor(name: str, **_: bool) -> None:
+        raise LookupError(f"flavor {name}")
+
+    cloud = SimpleNamespace(cleared=threading.Event())
+    cloud.cleared.set()
+    api = SimpleNamespace(
+        baremetal=SimpleNamespace(nodes=lambda **_: machines),
+        compute=SimpleNamespace(find_flavor=find_flavor),
+    )
+    return bare_metal._Machine(cast(Cloud, cloud), connection=cast(Any, api))
 
 
 def job(*results: CheckResult) -> Job:

@@ -59,14 +59,14 @@ def test_lines_say_when_what_and_how_long(timings: Timings, capsys: pytest.Captu
         screen(event("step.passed", "controller", name="boot", step=started.id, seconds=2.8))
         screen(event("step.failed", name="configure", seconds=61, error="no answer"))
         screen(event("check.passed", name="an instance boots", seconds=9))
-        screen(event("check.skipped", name="volumes"))
+        screen(event("check.skipped", name="volumes", error="no room"))
         screen(event("node.crashed", "controller"))
     assert capsys.readouterr().out.splitlines() == [
         "[    0.0 s] boot (controller) ...",
         "[    2.8 s] boot (controller): passed in 2.8 s",
         "[    2.8 s] configure: failed after 1 min 01 s: no answer",
         "[    2.8 s] an instance boots: passed in 9.0 s",
-        "[    2.8 s] volumes: skipped",
+        "[    2.8 s] volumes: skipped: no room",
         "[    2.8 s] node controller: crashed",
     ]
 

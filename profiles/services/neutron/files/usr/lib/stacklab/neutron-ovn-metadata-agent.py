@@ -6,8 +6,9 @@ network, the agent sets the address of its own interface there again, and Linux 
 it. OVN answers the question where an instance is, but hands it on to no machine of Ironic's: that one got no
 answer from the metadata service, until it had asked for the agent's address by itself.
 
-It forks the helpers that do its privileged work, as it is root, before it has any thread. Each would be one
-more Python that imports all of Neutron, when the first instance boots.
+It forks the helpers that do its privileged work, as it is root, before it has any thread but those that
+listen to them, and before it has read its configuration. Each would be one more Python that imports all of
+Neutron, when the first instance boots.
 """
 
 import sys
