@@ -276,10 +276,8 @@ class Terminal:
         seconds = event.data.get("seconds")
         if seconds is not None:
             line.append(f"  {seconds_text(float(seconds))}", style="dim")
-        if kind in ("step.failed", "check.failed", "check.skipped") and event.data.get("error"):
-            line.append(
-                f"  {_last_line(event.data['error'])}", style="dim" if kind == "check.skipped" else "red"
-            )
+        if kind in _ERROR_STYLES and event.data.get("error"):
+            line.append(f"  {_last_line(event.data['error'])}", style=_ERROR_STYLES[kind])
         return line
 
     def _render(self) -> "RenderableType":
@@ -315,6 +313,7 @@ _SIGNS: Mapping[str, tuple[str, str]] = {
     "check.failed": ("✗", "bold red"),
     "check.skipped": ("-", "dim"),
 }
+_ERROR_STYLES: Mapping[str, str] = {"step.failed": "red", "check.failed": "red", "check.skipped": "dim"}
 _SHOWN: Sequence[str] = ("step.", "check.", "node.crashed", "lab.lasting")
 
 
